@@ -1,0 +1,32 @@
+# feastrank: `make demo` is the tour, `make test` the fast suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test test-slow check bench clean install
+
+demo: install  ## install, start Redis, run the main job on MovieLens-100k, print recommendations and metrics
+	$(BIN)/feastrank run
+
+test: install  ## the fast suite, with a real Redis
+	$(BIN)/python -m pytest -n 2
+
+test-slow: install  ## the slow tests as well
+	$(BIN)/python -m pytest -n 2 -m ""
+
+check: install  ## style, types, import directions
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:  ## remove everything that was made: environment, state, caches
+	@test ! -x $(BIN)/feastrank || $(BIN)/feastrank stop || true
+	rm -rf $(VENV) .feastrank *.egg-info build .hypothesis .mypy_cache .ruff_cache .import_linter_cache catboost_info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

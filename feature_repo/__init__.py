@@ -1,0 +1,1 @@
+"""What the features are: the dataset description, the Feast objects, the request-time transforms."""

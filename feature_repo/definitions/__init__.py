@@ -1,0 +1,1 @@
+"""Feast entities, sources, views and services, derived from a dataset description."""

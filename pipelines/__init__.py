@@ -1,0 +1,1 @@
+"""Batch: raw tables in; feature tables, candidates and models out."""

@@ -1,0 +1,1 @@
+"""The ranker: its training set and its models."""

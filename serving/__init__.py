@@ -1,0 +1,1 @@
+"""Online: reads Redis and one published bundle, nothing else."""

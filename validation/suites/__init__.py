@@ -1,0 +1,1 @@
+"""One file per table: the expectations that the table must meet."""
