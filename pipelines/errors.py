@@ -3,6 +3,11 @@
 ::
 
     PipelineError
+    ├── FetchError          a dataset's files cannot be obtained, or are not the expected ones
+    ├── IngestError         a dataset that cannot be brought into the lake
+    │   ├── SourceError     a source file is missing, empty, damaged or not as described
+    │   ├── LakeError       rows that the lake cannot hold, or a lake that is in use or damaged
+    │   └── ProposalError   files from which no dataset description can be guessed
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
     ├── GeneratorError      a generator asked wrongly, not fitted, or unreadable on disk
     └── RankerTrainingError a training set or settings that no ranker can learn from
@@ -12,6 +17,26 @@
 
 class PipelineError(Exception):
     """Base of every error that the pipelines raise on purpose."""
+
+
+class FetchError(PipelineError):
+    """A dataset's files cannot be obtained, or are not the expected ones."""
+
+
+class IngestError(PipelineError):
+    """A dataset that cannot be brought into the lake."""
+
+
+class SourceError(IngestError):
+    """A source file is missing, empty, damaged or not as the description says."""
+
+
+class LakeError(IngestError):
+    """Rows that the lake cannot hold, or a lake that is in use or damaged."""
+
+
+class ProposalError(IngestError):
+    """Files from which no dataset description can be guessed."""
 
 
 class InteractionsError(PipelineError, ValueError):
