@@ -1,1 +1,1 @@
-"""What the features are: the dataset description, the Feast objects, the request-time transforms."""
+"""What the features are: dataset description, Feast objects, request-time transforms."""

@@ -10,8 +10,10 @@
     │   └── ProposalError   files from which no dataset description can be guessed
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
     ├── GeneratorError      a generator asked wrongly, not fitted, or unreadable on disk
-    └── RankerTrainingError a training set or settings that no ranker can learn from
-                            (also a ValueError)
+    ├── RankerTrainingError a training set or settings that no ranker can learn from
+    │                       (also a ValueError)
+    ├── FeatureError        features that cannot be computed
+    └── MissingStepError    a step whose forerunner has not been run
 """
 
 
@@ -49,3 +51,11 @@ class GeneratorError(PipelineError):
 
 class RankerTrainingError(PipelineError, ValueError):
     """A training set or settings that no ranker can learn from."""
+
+
+class FeatureError(PipelineError):
+    """Features that cannot be computed, such as from a text encoder that does not load."""
+
+
+class MissingStepError(PipelineError):
+    """A step that needs the result of another one, which has not been run."""

@@ -4,7 +4,10 @@
 
     ServingError
     ├── RankerError         a ranker's file or its input does not fit
-    └── MissingOpenMPError  the OpenMP runtime that LightGBM and implicit need is nowhere
+    ├── MissingOpenMPError  the OpenMP runtime that LightGBM and implicit need is nowhere
+    ├── ContractError       features and model do not agree on the ranker's inputs
+    ├── BundleError         no published bundle, or one that is damaged
+    └── UnknownIdError      a user or post that the bundle does not know
 """
 
 
@@ -18,3 +21,15 @@ class RankerError(ServingError):
 
 class MissingOpenMPError(ServingError):
     """The OpenMP runtime (libgomp) that LightGBM and implicit need is nowhere to be found."""
+
+
+class ContractError(ServingError):
+    """Features and model do not agree on the ranker's inputs."""
+
+
+class BundleError(ServingError):
+    """There is no published bundle, or it is damaged."""
+
+
+class UnknownIdError(ServingError):
+    """A user or post id that the published bundle does not know."""

@@ -1,0 +1,16 @@
+"""The two entities. Their keys are the lake's dense ids, never the source's own."""
+
+from feast import Entity, ValueType
+
+user = Entity(
+    name="user",
+    join_keys=["user_id"],
+    value_type=ValueType.INT64,
+    description="Who sees posts; user_id is the lake's dense id.",
+)
+post = Entity(
+    name="post",
+    join_keys=["post_id"],
+    value_type=ValueType.INT64,
+    description="Whatever is recommended; post_id is the lake's dense id.",
+)

@@ -1,0 +1,183 @@
+"""The feature views of a dataset; which exist, and their fields, follow from its description."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import pandas as pd
+from feast import Entity, FeatureView, Field
+from feast.on_demand_feature_view import OnDemandFeatureView, on_demand_feature_view
+from feast.types import Array, FeastType, Float32, Float64, Int64, String
+
+from feature_repo.dataset import Attribute, Dataset
+from feature_repo.definitions import columns as c
+from feature_repo.definitions.entities import post, user
+from feature_repo.definitions.sources import feature_table, request
+from feature_repo.transforms import request_features as compute_request_features
+from feature_repo.workspace import Workspace
+
+# Values hold until the next row: windows that empty are written as rows of their own.
+FOREVER = timedelta(0)
+# A field with this tag is a category, whatever its type.
+CATEGORY = {"kind": "category"}
+_ATTRIBUTE_TYPES: dict[str, FeastType] = {
+    "categorical": String,
+    "numeric": Float64,
+    "list": Array(String),
+}
+
+
+def feature_views(dataset: Dataset, workspace: Workspace) -> list[FeatureView]:
+    """Return the stored views, each with at least one field."""
+    return [
+        FeatureView(
+            name=name,
+            entities=[entity],
+            ttl=FOREVER,
+            schema=list(fields),
+            source=feature_table(workspace, name),
+            description=description,
+        )
+        for name, entity, fields, description in _views(dataset)
+        if fields
+    ]
+
+
+def _views(dataset: Dataset) -> Iterable[tuple[str, Entity, list[Field], str]]:
+    yield (
+        "user_profile",
+        user,
+        _attributes(dataset.user_attributes, "user"),
+        ("The user's attributes as the source has them."),
+    )
+    yield (
+        "user_activity",
+        user,
+        _user_activity(dataset),
+        ("How much the user did and liked, over sliding windows and for life."),
+    )
+    yield "post_profile", post, _post_profile(dataset), "What is known of a post without events."
+    yield (
+        "post_activity",
+        post,
+        _post_activity(dataset),
+        ("How often the post was shown and liked, over sliding windows and for life."),
+    )
+    if dataset.has_topics:
+        yield "user_topic_affinity", user, _topic_affinity(dataset), "Which topics the user likes."
+    if dataset.has_text:
+        yield (
+            "post_text",
+            post,
+            [Field(name=c.TEXT_EMBEDDING, dtype=Array(Float32))],
+            ("The sentence embedding of the post's text."),
+        )
+        yield (
+            "post_text_clusters",
+            post,
+            _text_clusters(),
+            ("The embedding reduced: principal components, nearest cluster, distances."),
+        )
+
+
+def _attributes(attributes: tuple[Attribute, ...], entity: str) -> list[Field]:
+    name = c.user_attribute if entity == "user" else c.post_attribute
+    return [
+        Field(
+            name=name(a.name),
+            dtype=_ATTRIBUTE_TYPES[a.type],
+            tags=CATEGORY if a.type == "categorical" else {},
+        )
+        for a in attributes
+    ]
+
+
+def _user_activity(dataset: Dataset) -> list[Field]:
+    fields = _counts(dataset, "user", "post")
+    if dataset.has_impressions:
+        fields += [
+            Field(name=f"user_positive_rate_{window}", dtype=Float64)
+            for window in c.window_names(dataset)
+        ]
+    return [*fields, Field(name=c.USER_LAST_EVENT, dtype=Int64)]
+
+
+def _post_activity(dataset: Dataset) -> list[Field]:
+    fields = _counts(dataset, "post", "user")
+    if dataset.has_impressions:
+        fields += [
+            Field(name=f"post_positive_rate_smoothed_{window}", dtype=Float64)
+            for window in c.window_names(dataset)
+        ]
+    return [*fields, Field(name=c.POST_FIRST_EVENT, dtype=Int64)]
+
+
+def _counts(dataset: Dataset, key: str, other: str) -> list[Field]:
+    names = [*(m.name for m in c.measures(dataset)), f"{other}_distinct_count"]
+    return [
+        Field(name=f"{key}_{name}_{window}", dtype=Int64)
+        for name in names
+        for window in c.window_names(dataset)
+    ]
+
+
+def _post_profile(dataset: Dataset) -> list[Field]:
+    fields = _attributes(dataset.post_attributes, "post")
+    if c.has_created_time(dataset):
+        fields.append(Field(name=c.POST_CREATED, dtype=Int64))
+    if dataset.has_text:
+        fields.append(Field(name=c.POST_TEXT_LENGTH, dtype=Int64))
+    if dataset.has_topics:
+        fields.append(Field(name=c.POST_TOPICS, dtype=Array(Float32)))
+    return fields
+
+
+def _topic_affinity(dataset: Dataset) -> list[Field]:
+    names = [c.USER_TOPIC_SHARE, *([c.USER_TOPIC_RATE] if dataset.has_impressions else [])]
+    return [Field(name=name, dtype=Array(Float32)) for name in names]
+
+
+def _text_clusters() -> list[Field]:
+    return [
+        Field(name=c.TEXT_CLUSTER, dtype=Int64, tags=CATEGORY),
+        *(Field(name=c.distance_to_cluster(k), dtype=Float32) for k in range(c.TEXT_CLUSTERS)),
+        Field(name=c.TEXT_PCA, dtype=Array(Float32)),
+    ]
+
+
+def request_features(inputs: pd.DataFrame) -> pd.DataFrame:
+    """Run `feature_repo.transforms.request_features` on the frame that Feast hands over."""
+    return pd.DataFrame(compute_request_features(inputs), index=inputs.index)
+
+
+def request_view(dataset: Dataset, views: list[FeatureView]) -> OnDemandFeatureView:
+    """Return the on-demand view of the request-time features that the stored views allow."""
+    wanted = {*c.DAYS_SINCE.values(), *c.TOPIC_MATCHES.values(), c.POST_TOPICS}
+    available = {field.name for view in views for field in view.schema}
+    sources = [
+        view[[field.name for field in view.schema if field.name in wanted]]
+        for view in views
+        if any(field.name in wanted for field in view.schema)
+    ]
+    decorate = on_demand_feature_view(
+        sources=[*sources, request],
+        schema=[Field(name=name, dtype=Float64) for name in _request_names(dataset, available)],
+        mode="pandas",
+        description="Features of user x post x moment.",
+    )
+    view: OnDemandFeatureView = decorate(request_features)
+    return view
+
+
+def _request_names(dataset: Dataset, available: set[str]) -> list[str]:
+    days = [
+        name for name, since in c.DAYS_SINCE.items() if dataset.has_clock and since in available
+    ]
+    topics = [
+        name for name, vector in c.TOPIC_MATCHES.items() if {vector, c.POST_TOPICS} <= available
+    ]
+    candidates = [
+        name(source)
+        for source in c.CANDIDATE_SOURCES
+        for name in (c.candidate_score, c.candidate_rank)
+    ]
+    return [*days, *topics, *candidates, c.CANDIDATE_SOURCE_COUNT]

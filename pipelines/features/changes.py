@@ -1,0 +1,138 @@
+"""Sliding-window counts as change points: a row on each day on which some window changes.
+
+An event of day ``d`` is known from midnight of ``d + 1``. It enters every window then, and it
+leaves the window of ``w`` days at midnight of ``d + 1 + w``. The value of a window on a day is
+therefore a running sum of what entered and what left, and nothing is written between changes:
+a point-in-time join takes the last row, whose value still holds.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import ibis
+import ibis.expr.types as ir
+
+from feature_repo.definitions.columns import LIFETIME
+
+SECONDS_PER_DAY = 86_400
+
+
+def day_of(time: ir.TimestampColumn) -> ir.IntegerColumn:
+    """Return whole days since 1970-01-01 UTC (int64)."""
+    return (time.epoch_seconds().cast("int64") // SECONDS_PER_DAY).cast("int64")
+
+
+def midnight_of(day: ir.IntegerColumn) -> ir.TimestampColumn:
+    """Return the start of ``day`` (days since 1970-01-01) as timestamp[us, UTC]."""
+    return (day * SECONDS_PER_DAY).as_timestamp("s").cast("timestamp('UTC', 6)")
+
+
+def _window_names(windows_days: Sequence[int]) -> list[str]:
+    return [*(f"{days}d" for days in windows_days), LIFETIME]
+
+
+def count_changes(
+    events: ir.Table,
+    key: str,
+    measures: Mapping[str, ir.Column],
+    windows_days: Sequence[int],
+) -> ir.Table:
+    """Return what enters and leaves each window of summed measures.
+
+    Parameters
+    ----------
+    measures
+        Column prefix (``user_positive_count``) and the boolean or integer column that is summed.
+
+    Returns
+    -------
+    ibis table
+        ``key``, ``day`` (int64) and one int64 column ``<measure>_<window>`` per measure and
+        window: the amount by which that window's value changes on that day.
+    """
+    daily = events.group_by(key, day=day_of(events.event_time)).agg(
+        **{name: column.cast("int64").sum() for name, column in measures.items()}
+    )
+    columns = [(name, w) for name in measures for w in _window_names(windows_days)]
+    entering = daily.select(
+        key, day=daily.day + 1, **{f"{name}_{w}": daily[name] for name, w in columns}
+    )
+    zero = ibis.literal(0, "int64")
+    leaving = [
+        daily.select(
+            key,
+            day=daily.day + 1 + days,
+            **{f"{name}_{w}": -daily[name] if w == f"{days}d" else zero for name, w in columns},
+        )
+        for days in windows_days
+    ]
+    return ibis.union(entering, *leaving) if leaving else entering
+
+
+def distinct_changes(
+    events: ir.Table, key: str, other: str, name: str, windows_days: Sequence[int]
+) -> ir.Table:
+    """Return what changes the number of distinct ``other`` ids per ``key`` in each window.
+
+    An id is present from the day after an event until ``window`` days later; overlapping
+    presences are one. So an event starts a presence only if the id's previous event had left
+    the window, and ends one only if its next event comes too late.
+
+    Returns
+    -------
+    ibis table
+        ``key``, ``day`` (int64) and one int64 column ``<name>_<window>`` per window.
+    """
+    seen = events.select(key, other, day=day_of(events.event_time)).distinct()
+    in_order = ibis.window(group_by=[key, other], order_by="day")
+    gaps = seen.mutate(
+        since=seen.day - seen.day.lag().over(in_order),
+        until=seen.day.lead().over(in_order) - seen.day,
+    )
+    names = _window_names(windows_days)
+    zero = ibis.literal(0, "int64")
+
+    def as_int(starts: ir.BooleanValue) -> ir.IntegerValue:
+        return ibis.ifelse(starts, 1, 0).cast("int64")
+
+    first = gaps.since.isnull()
+    entering = gaps.select(
+        key,
+        day=gaps.day + 1,
+        **{f"{name}_{days}d": as_int(first | (gaps.since >= days)) for days in windows_days},
+        **{f"{name}_{LIFETIME}": as_int(first)},
+    )
+    leaving = [
+        gaps.filter(gaps.until.isnull() | (gaps.until >= days)).select(
+            key,
+            day=gaps.day + 1 + days,
+            **{
+                f"{name}_{w}": ibis.literal(-1, "int64") if w == f"{days}d" else zero for w in names
+            },
+        )
+        for days in windows_days
+    ]
+    return ibis.union(entering, *leaving) if leaving else entering
+
+
+def accumulate(changes: Sequence[ir.Table], key: str) -> ir.Table:
+    """Merge changes of several measures and sum them up over time.
+
+    Returns
+    -------
+    ibis table
+        One row per ``key`` and ``day`` on which anything changes, with the running value of
+        every column (int64, never null).
+    """
+    names = [name for table in changes for name in table.columns if name not in (key, "day")]
+    zero = ibis.literal(0, "int64")
+    aligned = [
+        table.select(key, "day", **{n: table[n] if n in table.columns else zero for n in names})
+        for table in changes
+    ]
+    merged = ibis.union(*aligned) if len(aligned) > 1 else aligned[0]
+    per_day = merged.group_by(key, "day").agg(**{n: merged[n].sum() for n in names})
+    changed = per_day.filter(ibis.or_(*(per_day[n] != 0 for n in names)))
+    running = ibis.cumulative_window(group_by=key, order_by="day")
+    return changed.select(
+        key, "day", **{n: changed[n].sum().over(running).cast("int64") for n in names}
+    )

@@ -1,0 +1,37 @@
+"""The lake's tables as Ibis tables, on DuckDB or on any backend that holds the same tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+
+@dataclass(frozen=True)
+class LakeTables:
+    """What every feature view is computed from; columns as the lake's documentation lists them."""
+
+    users: ir.Table
+    posts: ir.Table
+    events: ir.Table
+    topics: ir.Table
+
+
+def connect(memory_limit: str = "4GB") -> ibis.BaseBackend:
+    """Return a DuckDB backend in UTC that spills to disk beyond ``memory_limit``."""
+    backend = ibis.duckdb.connect()
+    backend.raw_sql("SET TimeZone = 'UTC'")
+    backend.raw_sql(f"SET memory_limit = '{memory_limit}'")
+    return backend
+
+
+def open_lake(backend: ibis.BaseBackend, lake: Path) -> LakeTables:
+    """Open the parquet tables below ``lake``."""
+    return LakeTables(
+        users=backend.read_parquet(str(lake / "users" / "*.parquet"), table_name="users"),
+        posts=backend.read_parquet(str(lake / "posts" / "*.parquet"), table_name="posts"),
+        events=backend.read_parquet(
+            str(lake / "events" / "*" / "*.parquet"), table_name="events", hive_partitioning=True
+        ),
+        topics=backend.read_parquet(str(lake / "topics.parquet"), table_name="topics"),
+    )

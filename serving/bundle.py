@@ -1,0 +1,177 @@
+"""The bundle: the artefact that pipelines publish and serving reads, with Redis its only input.
+
+A generation is one folder below ``bundles/``; the file ``current`` names the published one.
+Publication stages a folder, renames it into place and then replaces ``current``: readers see
+the old generation or the new one, never a mix.
+
+Files of a generation: ``manifest.json``; ``ranker.txt`` (LightGBM) or ``ranker.cbm`` (CatBoost);
+``categories.json`` (values of the string inputs); ``popular.npz`` (``post_ids`` int64,
+``scores`` float32, best first: what unknown users get); ``users.parquet`` (external_id string,
+user_id int64); ``posts.parquet`` (external_id string, post_id int64, title string or null).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.errors import BundleError, ContractError
+
+CURRENT = "current"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generation is made of.
+
+    Parameters
+    ----------
+    generation
+        Its id; candidate lists in Redis carry it too.
+    project
+        The Feast project.
+    created
+        When it was published, ISO 8601 in UTC.
+    contract
+        The ordered inputs of the ranker (`feature_repo.contract.Contract.to_json`).
+    contract_hash
+        Their hash; must equal the feature repository's.
+    sources
+        The candidate sources, in the order of the packed lists.
+    ranker
+        File name of the model.
+    data_window
+        ISO times of the first and the last event that the generators saw.
+    metrics
+        Metrics of the ranked list on the test slice.
+    versions
+        Versions of the libraries that made it.
+    files
+        Sha256 of every file but this one.
+    """
+
+    generation: str
+    project: str
+    created: str
+    contract: dict[str, Any]
+    contract_hash: str
+    sources: list[str]
+    ranker: str
+    data_window: list[str]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+def publish(
+    bundles: Path,
+    generation: str,
+    write_files: Callable[[Path], None],
+    make_manifest: Callable[[dict[str, str]], Manifest],
+) -> Path:
+    """Write a generation and make it the current one.
+
+    Parameters
+    ----------
+    write_files
+        Writes every file but the manifest into the folder it is given.
+    make_manifest
+        Makes the manifest from the files' checksums.
+    """
+    bundles.mkdir(parents=True, exist_ok=True)
+    staging = bundles / f".staging-{generation}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    write_files(staging)
+    manifest = make_manifest({f.name: checksum(f) for f in sorted(staging.iterdir())})
+    (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    _to_disk(staging)
+    final = bundles / generation
+    shutil.rmtree(final, ignore_errors=True)
+    staging.rename(final)
+    _point_to(bundles, generation)
+    return final
+
+
+def _point_to(bundles: Path, generation: str) -> None:
+    partial = bundles / f".{CURRENT}.tmp"
+    partial.write_text(generation, encoding="utf-8")
+    _flush(partial)
+    partial.replace(bundles / CURRENT)
+    _flush(bundles)
+
+
+def _to_disk(folder: Path) -> None:
+    for file in folder.iterdir():
+        _flush(file)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def current_generation(bundles: Path) -> str | None:
+    """Return the id of the published generation; None if nothing is published."""
+    pointer = bundles / CURRENT
+    return pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a generation's manifest.
+
+    Raises
+    ------
+    BundleError
+        If it is missing or unreadable.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError(f"{path}: unreadable ({error}); publish again") from error
+
+
+def open_current(bundles: Path, expected_contract_hash: str) -> tuple[Path, Manifest]:
+    """Return folder and manifest of the published generation, verified.
+
+    Raises
+    ------
+    BundleError
+        If nothing is published, or a file is missing or changed.
+    ContractError
+        If it was made for other ranker inputs than the feature repository has registered.
+    """
+    generation = current_generation(bundles)
+    if generation is None:
+        raise BundleError(f"{bundles}: nothing is published; run `feastrank run`")
+    folder = bundles / generation
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        found = checksum(folder / name) if (folder / name).exists() else "no such file"
+        if found != expected:
+            raise BundleError(
+                f"{folder / name}: sha256 {found}, expected {expected}; publish again"
+            )
+    if manifest.contract_hash != expected_contract_hash:
+        raise ContractError(
+            f"bundle {generation}: made for the ranker inputs {manifest.contract_hash[:12]}, the "
+            f"feature repository has {expected_contract_hash[:12]}; run `feastrank run` to train "
+            "on the features as they are now"
+        )
+    return folder, manifest

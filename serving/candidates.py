@@ -1,0 +1,41 @@
+"""Assembly of candidates: pure functions of the lists that the sources propose."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.lists import SourceList
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One user's candidates from all sources.
+
+    Parameters
+    ----------
+    post_ids
+        int64, shape (n,), each post once.
+    scores, ranks
+        Per source: float64, shape (n,); NaN where the source did not propose the post.
+    """
+
+    post_ids: NDArray[np.int64]
+    scores: Mapping[str, NDArray[np.float64]]
+    ranks: Mapping[str, NDArray[np.float64]]
+
+
+def union(lists: Mapping[str, SourceList]) -> Candidates:
+    """Join the sources' lists into one set of posts; nothing proposed is dropped."""
+    post_ids = np.unique(np.concatenate([source.post_ids for source in lists.values()])).astype(
+        np.int64
+    )
+    scores, ranks = {}, {}
+    for name, source in lists.items():
+        at = np.searchsorted(post_ids, source.post_ids)
+        scores[name] = np.full(len(post_ids), np.nan)
+        ranks[name] = np.full(len(post_ids), np.nan)
+        scores[name][at] = source.scores
+        ranks[name][at] = np.arange(1, len(at) + 1)
+    return Candidates(post_ids, scores, ranks)
