@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.sparse import csr_matrix
+
+from pipelines.candidates.topk import top_k
+from pipelines.errors import GeneratorError
+
+
+def brute_force(scores, k, mask):
+    """Sort every row in full: score descending, then column ascending."""
+    found = []
+    for row, values in enumerate(scores):
+        proposed = [
+            (-value, column)
+            for column, value in enumerate(values)
+            if value > -np.inf and not (mask is not None and mask[row, column])
+        ]
+        for rank, (negative, column) in enumerate(sorted(proposed)[:k], start=1):
+            found.append((row, column, -negative, rank))
+    return found
+
+
+def listed(top):
+    return list(
+        zip(
+            top.rows.tolist(),
+            top.columns.tolist(),
+            top.scores.tolist(),
+            top.ranks.tolist(),
+            strict=True,
+        )
+    )
+
+
+@st.composite
+def problems(draw):
+    shape = (draw(st.integers(1, 7)), draw(st.integers(1, 9)))
+    # Few distinct values: ties are the hard part.
+    values = st.sampled_from([-np.inf, -1.5, 0.0, 0.25, 2.0])
+    scores = draw(arrays(np.float32, shape, elements=values))
+    mask = draw(st.none() | arrays(np.bool_, shape))
+    return scores, mask, draw(st.integers(1, 12))
+
+
+@settings(deadline=None)
+@given(problems(), st.sampled_from([1, 40, 10_000]), st.sampled_from([1, 3]))
+def test_equals_a_full_sort_in_any_batches(problem, block_bytes, threads):
+    scores, mask, k = problem
+    top = top_k(
+        lambda rows: scores[rows].copy(),
+        scores.shape,
+        k,
+        masked=None if mask is None else csr_matrix(mask),
+        block_bytes=block_bytes,
+        threads=threads,
+    )
+    assert listed(top) == brute_force(scores, k, mask)
+
+
+def test_equal_scores_over_a_wide_catalogue_go_to_the_lowest_columns():
+    scores = np.full((600, 50), 3.0, dtype=np.float32)
+    top = top_k(lambda rows: scores[rows].copy(), scores.shape, 4)
+    assert top.columns.reshape(600, 4).tolist() == [[0, 1, 2, 3]] * 600
+
+
+def test_a_block_never_exceeds_its_bound():
+    asked = []
+
+    def score(rows):
+        asked.append(rows.stop - rows.start)
+        return np.zeros((rows.stop - rows.start, 100), dtype=np.float32)
+
+    top_k(score, (1000, 100), 5, block_bytes=4 * 100 * 7)
+    assert max(asked) == 7
+    assert sum(asked) == 1000
+
+
+def test_no_rows_and_no_columns_give_nothing():
+    for shape in [(0, 5), (5, 0)]:
+        assert len(top_k(lambda rows: np.empty((0, 0), np.float32), shape, 3).rows) == 0
+
+
+def test_nan_is_refused():
+    scores = np.array([[1.0, np.nan, 2.0]], dtype=np.float32)
+    with pytest.raises(GeneratorError, match="found NaN among the scores"):
+        top_k(lambda rows: scores[rows].copy(), scores.shape, 1)
+
+
+def test_k_below_one_is_refused():
+    with pytest.raises(GeneratorError, match="found k = 0, expected at least 1"):
+        top_k(lambda rows: np.zeros((1, 1), np.float32), (1, 1), 0)
