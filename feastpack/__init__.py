@@ -1,1 +1,20 @@
 """Feast plug-ins at the speed of the hardware; useful to any Feast user."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Loaded on first use: serving needs no DuckDB, and an offline job needs no Redis.
+_HOMES = {
+    "AsofDuckDBOfflineStore": "feastpack.offline",
+    "AsofDuckDBOfflineStoreConfig": "feastpack.offline",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -10,6 +10,7 @@
     ├── RequestError            a read that names unknown things or has the wrong types
     │                           (also a ValueError)
     ├── OnlineStoreError        Redis failed or refused while we talked to it
+    ├── OfflineStoreError       DuckDB failed or refused a query or a setting
     └── UnsupportedError        asked for something this store does not do
                                 (also a NotImplementedError)
 """
@@ -43,6 +44,10 @@ class RequestError(FeastpackError, ValueError):
 
 class OnlineStoreError(FeastpackError):
     """Redis failed, was unreachable, or refused a command."""
+
+
+class OfflineStoreError(FeastpackError):
+    """DuckDB failed, or refused a query or a setting."""
 
 
 class UnsupportedError(FeastpackError, NotImplementedError):

@@ -1,0 +1,255 @@
+"""SQL of point-in-time joins and latest-per-key queries for DuckDB. Text in, text out.
+
+Point-in-time semantics (those of Feast): for an entity row at time t, the row of the view with
+the same keys, ``timestamp <= t``, the greatest timestamp, then the greatest created timestamp
+(null last); nothing if ``timestamp + ttl < t``. With ``filter_by_created_timestamp`` only rows
+with ``created <= t`` count. Null keys match nothing.
+
+DuckDB's ASOF join sorts both sides once and merges them, so it costs the length of the history
+once, not once per entity row. It takes a single inequality, hence the tie-break by the created
+timestamp is folded into one 128 bit number: event time in the upper half, created in the lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from feastpack.sources import SourceScan, quoted
+
+ENTITY_TABLE = "entity_rows"
+_TWO_64 = "18446744073709551616::HUGEINT"
+_LOWEST_CREATED = str(-(2**62))
+_SHIFT_CREATED = str(2**62)
+
+
+@dataclass(frozen=True)
+class ViewJoin:
+    """One feature view to be joined to the entity rows.
+
+    Attributes
+    ----------
+    view
+        Name of the view, for messages.
+    scan
+        Its source.
+    keys
+        Pairs (name in the view, position of the entity table's key column).
+    timestamp, created
+        Columns of the source; `created` is None where the source has none.
+    columns
+        Columns of the source to return, in order.
+    names
+        Their names in the result.
+    ttl
+        None: values never expire.
+    """
+
+    view: str
+    scan: SourceScan
+    keys: tuple[tuple[str, int], ...]
+    timestamp: str
+    created: str | None
+    columns: tuple[str, ...]
+    names: tuple[str, ...]
+    ttl: timedelta | None
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """Earliest and latest time of the entity rows (both inclusive, UTC)."""
+
+    earliest: datetime
+    latest: datetime
+
+
+def instant_literal(moment: datetime) -> str:
+    """A moment as SQL; naive datetimes are UTC."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return f"TIMESTAMPTZ '{aware.astimezone(UTC).isoformat(sep=' ')}'"
+
+
+def ticks(scan: SourceScan, column: str, *, nanoseconds: bool) -> str:
+    """A time column as BIGINT microseconds (or nanoseconds) since 1970."""
+    if nanoseconds:
+        as_utc = (
+            quoted(column) if scan.is_nanosecond(column) else f"{scan.instant(column)}::TIMESTAMP"
+        )
+        return f"epoch_ns({as_utc}::TIMESTAMP_NS)"
+    return f"epoch_us({scan.instant(column)})"
+
+
+def asof_query(
+    join: ViewJoin, span: TimeRange | None, *, by_created: bool, nanoseconds: bool
+) -> str:
+    """SQL of one view's point-in-time join.
+
+    It reads the table ``entity_rows(row BIGINT, t BIGINT, k0, k1, ...)`` and returns columns
+    ``f0, f1, ...`` in the order of `row`.
+
+    Parameters
+    ----------
+    span
+        Bounds of the entity rows' times: the part of the history outside is not read.
+    by_created
+        Count only rows created by the entity row's time, where the source says when.
+    nanoseconds
+        Unit of `t`: nanoseconds since 1970 instead of microseconds.
+    """
+    if by_created and join.created is not None:
+        history, left, right = _visible_history(join, span, nanoseconds=nanoseconds)
+    else:
+        history, left, right = _plain_history(join, span, nanoseconds=nanoseconds)
+    on = [f"e.k{position} = f.k{number}" for number, (_, position) in enumerate(join.keys)]
+    on.append(f"{left} >= {right}")
+    values = [f"f.f{number}" for number in range(len(join.columns))]
+    if join.ttl:
+        length = _ticks_of(join.ttl, nanoseconds=nanoseconds)
+        values = [f"CASE WHEN f.t + {length} >= e.t THEN {value} END" for value in values]
+    select = ", ".join(f"{value} AS f{number}" for number, value in enumerate(values))
+    return (
+        f"SELECT {select}\nFROM {ENTITY_TABLE} AS e\nASOF LEFT JOIN (\n{history}\n) AS f\n"
+        f"ON {' AND '.join(on)}\nORDER BY e.row"
+    )
+
+
+def uses_nanoseconds(join: ViewJoin, *, by_created: bool) -> bool:
+    """Whether the source's times need more than microseconds."""
+    times = [join.timestamp, *([join.created] if by_created and join.created else [])]
+    return any(join.scan.is_nanosecond(column) for column in times)
+
+
+def _plain_history(
+    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool
+) -> tuple[str, str, str]:
+    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
+    if join.created is None:
+        return _history(join, span, {"t": time}), "e.t", "f.t"
+    extra = {"t": time, "o": _time_and_created(join, time, nanoseconds=nanoseconds)}
+    # The lower half of the entity row's number is all ones: any created time is below it.
+    left = f"e.t::HUGEINT * {_TWO_64} + 18446744073709551615::HUGEINT"
+    return _history(join, span, extra), left, "f.o"
+
+
+def _visible_history(
+    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool
+) -> tuple[str, str, str]:
+    """The history by the time from which each row counts: max(event time, created).
+
+    A row that a better one (later event, then later created) precedes in that order is never
+    chosen. Without those rows the order by that time is also the order of preference, which is
+    what an ASOF join needs.
+    """
+    assert join.created is not None
+    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
+    created = ticks(join.scan, join.created, nanoseconds=nanoseconds)
+    extra = {
+        "t": time,
+        "o": _time_and_created(join, time, nanoseconds=nanoseconds),
+        "v": f"greatest({time}, {created})",
+    }
+    keys = ", ".join(f"k{number}" for number in range(len(join.keys)))
+    partition = f"PARTITION BY {keys} " if keys else ""
+    rows = _history(join, span, extra, where=f"{quoted(join.created)} IS NOT NULL")
+    best = f"SELECT * FROM (\n{rows}\n) QUALIFY o >= max(o) OVER ({partition}ORDER BY v)"
+    return best, "e.t", "f.v"
+
+
+def _history(
+    join: ViewJoin, span: TimeRange | None, extra: dict[str, str], where: str | None = None
+) -> str:
+    select = [f"{expression} AS {name}" for name, expression in extra.items()]
+    select += [
+        f"{quoted(join.scan.column(name))} AS k{number}"
+        for number, (name, _) in enumerate(join.keys)
+    ]
+    select += [f"{quoted(column)} AS f{number}" for number, column in enumerate(join.columns)]
+    conditions = [where] if where else []
+    if span is not None:
+        conditions += _span_conditions(join, span)
+    filtered = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {', '.join(select)} FROM {join.scan.sql}{filtered}"
+
+
+def _span_conditions(join: ViewJoin, span: TimeRange) -> list[str]:
+    # A microsecond of slack: times finer than that are compared exactly by the join.
+    slack = timedelta(microseconds=1)
+    time = join.scan.instant(join.timestamp)
+    conditions = []
+    if span.latest < datetime.max.replace(tzinfo=UTC) - slack:
+        conditions.append(f"{time} <= {instant_literal(span.latest + slack)}")
+    if join.ttl and span.earliest - datetime.min.replace(tzinfo=UTC) > join.ttl + slack:
+        conditions.append(f"{time} >= {instant_literal(span.earliest - join.ttl - slack)}")
+    return conditions
+
+
+def _time_and_created(join: ViewJoin, time: str, *, nanoseconds: bool) -> str:
+    assert join.created is not None
+    created = ticks(join.scan, join.created, nanoseconds=nanoseconds)
+    lower = f"coalesce({created}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
+    return f"{time}::HUGEINT * {_TWO_64} + {lower}"
+
+
+def _ticks_of(length: timedelta, *, nanoseconds: bool) -> int:
+    return length // timedelta(microseconds=1) * (1000 if nanoseconds else 1)
+
+
+def range_query(
+    scan: SourceScan,
+    columns: Sequence[str],
+    timestamp: str,
+    start: datetime | None,
+    end: datetime | None,
+) -> str:
+    """SQL of all rows with ``start <= timestamp <= end``; None leaves a side open."""
+    time = scan.instant(timestamp)
+    conditions = []
+    if start is not None:
+        conditions.append(f"{time} >= {instant_literal(start)}")
+    if end is not None:
+        conditions.append(f"{time} <= {instant_literal(end)}")
+    filtered = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {', '.join(map(quoted, columns))}\nFROM {scan.sql}{filtered}"
+
+
+def latest_query(
+    scan: SourceScan,
+    keys: Sequence[str],
+    columns: Sequence[str],
+    timestamp: str,
+    created: str | None,
+    start: datetime,
+    end: datetime,
+) -> str:
+    """SQL of the latest row per key (a null key is a key) with ``start <= timestamp <= end``.
+
+    Latest: greatest timestamp, then greatest created (null last), then last in the files. The
+    winners are found on the narrow columns; the wide ones are read in a second pass that keeps
+    their rows only, so memory follows the number of keys and not the width of the history.
+    """
+    rows = range_query(scan, [], timestamp, start, end).removeprefix("SELECT \n")
+    picked = ", ".join(map(quoted, columns))
+    order = f"{scan.instant(timestamp)} DESC"
+    if created is not None:
+        order += f", {scan.instant(created)} DESC NULLS LAST"
+    key_list = ", ".join(map(quoted, keys))
+    if not scan.has_row_ids:
+        partition = f"PARTITION BY {key_list} " if keys else ""
+        return (
+            f"SELECT {picked}\n{rows}\nQUALIFY row_number() OVER ({partition}ORDER BY {order}) = 1"
+        )
+    row_id = "(file_index::BIGINT << 40) + file_row_number"
+    nanoseconds = any(scan.is_nanosecond(name) for name in (timestamp, created) if name)
+    time = ticks(scan, timestamp, nanoseconds=nanoseconds)
+    lower = row_id
+    if created is not None:
+        epoch = ticks(scan, created, nanoseconds=nanoseconds)
+        lower = f"coalesce({epoch}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
+    grouped = f" GROUP BY {key_list}" if keys else ""
+    return (
+        f"WITH winners AS MATERIALIZED (\n"
+        f"SELECT arg_max({row_id}, {time}::HUGEINT * {_TWO_64} + {lower}) AS row_id "
+        f"{rows}{grouped}\n)\nSELECT {picked}\n{rows} "
+        f"AND {row_id} IN (SELECT row_id FROM winners)"
+    )

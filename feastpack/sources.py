@@ -1,0 +1,186 @@
+"""Parquet sources of feature views, as expressions that DuckDB can scan.
+
+A Feast ``FileSource`` names one parquet file, a folder of them (also nested or hive
+partitioned), a glob, or a URI. Local ones become ``read_parquet(...)``, so that DuckDB's own
+reader prunes columns and row groups; URIs are opened by Arrow's file systems, which know the
+credentials Feast resolves.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.dataset
+from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
+from feast.infra.offline_stores.file_source import FileSource
+
+from feastpack.errors import SchemaError, UnsupportedError
+
+_GLOB_CHARACTERS = "*?["
+
+
+def quoted(identifier: str) -> str:
+    """Quote an SQL identifier."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Quote an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class SourceScan:
+    """A source opened on one DuckDB connection.
+
+    Attributes
+    ----------
+    label
+        What to call the source in messages: its name and path.
+    sql
+        An expression for a FROM clause.
+    types
+        DuckDB type name per column of the source, in the source's order.
+    has_row_ids
+        Whether ``file_index`` and ``file_row_number`` tell two rows of the scan apart.
+    field_mapping
+        The source's own mapping: column of the source -> name in the feature view.
+    """
+
+    label: str
+    sql: str
+    types: Mapping[str, str]
+    has_row_ids: bool
+    field_mapping: Mapping[str, str]
+
+    def column(self, name: str) -> str:
+        """Column of the source that holds what the feature view calls `name`.
+
+        Raises
+        ------
+        SchemaError
+            If the source has no such column.
+        """
+        for source_name, view_name in self.field_mapping.items():
+            if view_name == name and source_name in self.types:
+                return source_name
+        if name in self.types:
+            return name
+        raise SchemaError(
+            f"source {self.label}: no column {name!r} among {', '.join(self.types)}; "
+            "correct the feature view, the source's field_mapping or the file"
+        )
+
+    def is_nanosecond(self, column: str) -> bool:
+        """Whether a timestamp column of the source is finer than a microsecond."""
+        return self.types[column].endswith("_NS")
+
+    def instant(self, column: str) -> str:
+        """SQL for a time column as TIMESTAMP WITH TIME ZONE; naive times are UTC."""
+        if self.types[column] == "TIMESTAMP WITH TIME ZONE":
+            return quoted(column)
+        return f"{quoted(column)}::TIMESTAMPTZ"
+
+
+def require_parquet_source(source: DataSource | None) -> FileSource:
+    """`source` as a parquet FileSource.
+
+    Raises
+    ------
+    UnsupportedError
+        If it is another kind of source or another file format.
+    """
+    is_parquet = isinstance(source, FileSource) and (
+        source.file_format is None or isinstance(source.file_format, ParquetFormat)
+    )
+    if not is_parquet:
+        found = type(getattr(source, "file_format", None) or source).__name__
+        raise UnsupportedError(
+            f"source {getattr(source, 'name', None)!r}: found {found}, expected a FileSource of "
+            "parquet files; set offline_store.type to the store of Feast that reads it"
+        )
+    return source
+
+
+def local_path(path: str, repo_path: Path | str | None) -> str | None:
+    """Absolute local path, folder or glob of a source, or None if it is a URI.
+
+    Relative paths start at the feature repository; where nothing is there, at the current
+    folder, which is what Feast's own DuckDB store takes.
+    """
+    if "://" in path:
+        return None
+    if Path(path).is_absolute() or repo_path is None:
+        return str(Path(path).absolute())
+    in_repo = Path(repo_path) / path
+    here = Path(path).absolute()
+    if not _matches(str(in_repo)) and _matches(str(here)):
+        return str(here)
+    return str(in_repo.absolute())
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path names files by a pattern."""
+    return any(character in path for character in _GLOB_CHARACTERS) and not Path(path).exists()
+
+
+def open_source(
+    connection: duckdb.DuckDBPyConnection, source: DataSource | None, repo_path: Path | str | None
+) -> SourceScan:
+    """Open a feature view's batch source on a connection, reading only its schema.
+
+    Raises
+    ------
+    UnsupportedError
+        If the source is not made of parquet files.
+    SchemaError
+        If the path leads to no parquet file.
+    """
+    file_source = require_parquet_source(source)
+    label = f"{file_source.name!r} ({file_source.path})"
+    path = local_path(file_source.path, repo_path)
+    sql = _parquet_scan(path, label) if path else _register_dataset(connection, file_source)
+    described = connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
+    return SourceScan(
+        label=label,
+        sql=sql,
+        types={row[0]: row[1] for row in described},
+        has_row_ids=path is not None,
+        field_mapping=dict(file_source.field_mapping or {}),
+    )
+
+
+def _matches(path: str) -> bool:
+    # Path.glob takes no absolute patterns.
+    return Path(path).exists() or next(glob.iglob(path, recursive=True), None) is not None  # noqa: PTH207
+
+
+def _parquet_scan(path: str, label: str) -> str:
+    pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
+    if not _matches(pattern):
+        raise SchemaError(
+            f"source {label}: found no parquet file at {pattern}; write the file first or "
+            "correct the source's path"
+        )
+    if pattern == path and not is_glob(path):
+        return f"read_parquet({literal(path)})"
+    # Files of one source may have been written before a column was added.
+    return f"read_parquet({literal(pattern)}, union_by_name = true)"
+
+
+def _register_dataset(connection: duckdb.DuckDBPyConnection, source: FileSource) -> str:
+    filesystem, path = FileSource.create_filesystem_and_path(
+        source.path, source.s3_endpoint_override, source.resolve_credentials()
+    )
+    dataset: Any = pyarrow.dataset.dataset(
+        path, filesystem=filesystem, format="parquet", partitioning="hive"
+    )
+    name = f"dataset_{abs(hash(source.path))}"
+    connection.register(name, dataset)
+    return name
