@@ -1,0 +1,22 @@
+"""The error tree of the gates.
+
+::
+
+    ValidationError
+    ├── GateFailure           a table broke an expectation of severity "stop"; carries the result
+    ├── UnreadableTableError  a table that cannot be read: missing, truncated, not parquet
+    └── SuiteError            a suite that cannot be judged: an expectation type or a severity
+                              that gates do not know, a reference table that was not handed over
+"""
+
+
+class ValidationError(Exception):
+    """Base of every error that the gates raise on purpose."""
+
+
+class UnreadableTableError(ValidationError):
+    """A table that cannot be read: missing, truncated, or not parquet."""
+
+
+class SuiteError(ValidationError):
+    """A suite that cannot be judged as it is written."""

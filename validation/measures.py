@@ -1,0 +1,484 @@
+"""What has to be measured of a table to judge each great-expectations expectation, as DuckDB SQL.
+
+A measure names, for one expectation, the metrics that great-expectations' own judgement asks for
+(``column.mean``, ``column_values.between.unexpected_count``, …) and the SQL that yields them. Most
+are aggregates that share one pass over the table; only uniqueness and references need a query of
+their own. The meaning of missing values is that of great-expectations on pandas: a NaN is missing.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from validation.errors import SuiteError
+
+NULLS = "column_values.nonnull.unexpected_count"
+ROWS = "table.row_count"
+SOURCE = "source"
+ROW = "row"
+"""Name of the column that holds a row's position in the table, from 0."""
+
+
+class MisfitError(Exception):
+    """An expectation that this table cannot meet at all: no such column, or of the wrong kind."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one expectation is measured.
+
+    Parameters
+    ----------
+    aggregates
+        Metric name to SQL aggregate; evaluated in the pass that all expectations share.
+    own_query
+        A query of one row, and metric name to column of that row.
+    facts
+        Metrics that the schema alone decides.
+    verdict
+        The whole judgement, where the schema alone decides and types are Arrow's.
+    at_fault
+        SQL condition that is true for exactly the rows at fault (never null); table alias `t`.
+    subject
+        Columns that the expectation is about.
+    """
+
+    aggregates: Mapping[str, str] = field(default_factory=dict)
+    own_query: tuple[str, Mapping[str, str]] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, Any] | None = None
+    at_fault: str | None = None
+    subject: tuple[str, ...] = ()
+
+
+def quote(name: str) -> str:
+    """Return an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def reference_view(name: str) -> str:
+    """Return the SQL identifier under which a reference table is known."""
+    return quote(f"reference {name}")
+
+
+def type_name(data_type: pa.DataType) -> str:
+    """Return an Arrow type's name as suites write it: encodings and layouts do not count."""
+    if pa.types.is_dictionary(data_type):
+        return type_name(data_type.value_type)
+    if pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type):
+        return "string"
+    if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
+        return f"list<{type_name(data_type.value_type)}>"
+    return str(data_type)
+
+
+def kind_of(data_type: pa.DataType) -> str:
+    """Return 'number', 'boolean', 'text', 'time', 'list' or 'other'."""
+    name = type_name(data_type)
+    if name == "string":
+        return "text"
+    if name == "bool":
+        return "boolean"
+    if name.startswith("list<"):
+        return "list"
+    if pa.types.is_timestamp(data_type) or pa.types.is_date(data_type):
+        return "time"
+    numeric = pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
+    return "number" if numeric or pa.types.is_decimal(data_type) else "other"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table as SQL, refusing those that are missing or of the wrong kind."""
+
+    schema: pa.Schema
+
+    def type(self, column: str) -> pa.DataType:
+        """Return a column's Arrow type."""
+        if column not in self.schema.names:
+            raise MisfitError(f"no such column; found {', '.join(self.schema.names) or 'none'}")
+        return self.schema.field(column).type
+
+    def value(self, column: str) -> str:
+        """Return SQL for a column's value, null where it is missing."""
+        data_type = self.type(column)
+        value = f"t.{quote(column)}"
+        if pa.types.is_floating(data_type):
+            return f"(CASE WHEN isnan({value}) THEN NULL ELSE {value} END)"
+        return value
+
+    def require(self, column: str, *kinds: str) -> str:
+        """Return the column's kind if it is one of `kinds`."""
+        data_type = self.type(column)
+        kind = kind_of(data_type)
+        if kind not in kinds:
+            raise MisfitError(f"expected {' or '.join(kinds)}, found type {type_name(data_type)}")
+        return kind
+
+
+def measure(expectation: Any, schema: pa.Schema, references: Mapping[str, pa.Schema]) -> Measure:
+    """Return how to measure an expectation on a table of this schema.
+
+    Parameters
+    ----------
+    expectation
+        A great-expectations `Expectation`.
+    schema
+        The table's schema.
+    references
+        Schemas of the tables that values may have to exist in, by name.
+
+    Raises
+    ------
+    MisfitError
+        If the table lacks a column, or has it in a type that the expectation cannot be asked of.
+    SuiteError
+        If the expectation's type, or something it is set to, is not supported.
+    """
+    kind = expectation.expectation_type
+    if kind not in _MEASURES:
+        raise SuiteError(
+            f"{kind} is not supported by the gates; use one of {', '.join(sorted(_MEASURES))}"
+        )
+    if getattr(expectation, "row_condition", None):
+        raise SuiteError(f"{kind}: row_condition is not supported by the gates; remove it")
+    for name, value in expectation.configuration.kwargs.items():
+        if isinstance(value, dict):
+            raise SuiteError(f"{kind}: {name} is a suite parameter; write the value itself")
+    return _MEASURES[kind](expectation, Columns(schema), references)
+
+
+_Measurer = Callable[[Any, Columns, Mapping[str, pa.Schema]], Measure]
+
+
+def _literal(value: Any, kind: str) -> str:
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value!r}::DOUBLE" if math.isfinite(value) else f"'{value!r}'::DOUBLE"
+    if kind == "time":
+        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
+        zoned = isinstance(moment, dt.datetime) and moment.tzinfo is not None
+        return f"TIMESTAMP{'TZ' if zoned else ''} '{moment.isoformat()}'"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _bounds(value: str, expectation: Any, kind: str) -> str:
+    bounds = []
+    if expectation.min_value is not None:
+        comparison = ">" if expectation.strict_min else ">="
+        bounds.append(f"{value} {comparison} {_literal(expectation.min_value, kind)}")
+    if expectation.max_value is not None:
+        comparison = "<" if expectation.strict_max else "<="
+        bounds.append(f"{value} {comparison} {_literal(expectation.max_value, kind)}")
+    if not bounds:
+        raise SuiteError(f"{expectation.expectation_type}: min_value and max_value are both None")
+    return " AND ".join(bounds)
+
+
+def _count(condition: str) -> str:
+    return f"count(*) FILTER (WHERE {condition})"
+
+
+def _values(expectation: Any, columns: Columns, good: str) -> Measure:
+    """Measure a condition on each present value of a column."""
+    value = columns.value(expectation.column)
+    at_fault = f"{value} IS NOT NULL AND NOT ({good})"
+    return Measure(
+        aggregates={
+            NULLS: _count(f"{value} IS NULL"),
+            f"{expectation.map_metric}.unexpected_count": _count(at_fault),
+        },
+        at_fault=at_fault,
+        subject=(expectation.column,),
+    )
+
+
+def _not_null(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    at_fault = f"{columns.value(expectation.column)} IS NULL"
+    return Measure(
+        aggregates={f"{expectation.map_metric}.unexpected_count": _count(at_fault)},
+        at_fault=at_fault,
+        subject=(expectation.column,),
+    )
+
+
+def _between(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    kind = columns.require(expectation.column, "number", "time")
+    for bound in (expectation.min_value, expectation.max_value):
+        _check_bound(expectation, bound, kind, columns.type(expectation.column))
+    return _values(
+        expectation, columns, _bounds(columns.value(expectation.column), expectation, kind)
+    )
+
+
+def _check_bound(expectation: Any, bound: Any, kind: str, data_type: pa.DataType) -> None:
+    if bound is None:
+        return
+    if isinstance(bound, dt.date | str) != (kind == "time"):
+        raise MisfitError(f"cannot be compared with {bound}: found type {type_name(data_type)}")
+    if isinstance(bound, dt.datetime) and pa.types.is_timestamp(data_type):
+        zone = data_type.tz
+        if (zone is None) != (bound.tzinfo is None):
+            found = "times without a zone" if zone is None else f"times in zone {zone}"
+            raise MisfitError(f"cannot be compared with {bound.isoformat()}: found {found}")
+
+
+def _value_lengths(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    columns.require(expectation.column, "text")
+    length = f"length({columns.value(expectation.column)})"
+    return _values(expectation, columns, _bounds(length, expectation, "number"))
+
+
+_SET_TYPES: Mapping[str, tuple[type, ...]] = {
+    "number": (int, float),
+    "text": (str,),
+    "boolean": (bool,),
+    "time": (dt.date,),
+}
+
+
+def _in_set(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    kind = columns.require(expectation.column, *_SET_TYPES)
+    # A value of another type than the column's equals none of its values.
+    comparable = [v for v in expectation.value_set if isinstance(v, _SET_TYPES[kind])]
+    listed = ", ".join(_literal(v, kind) for v in comparable)
+    value = columns.value(expectation.column)
+    return _values(expectation, columns, f"{value} IN ({listed})" if listed else "FALSE")
+
+
+def _finite(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    kind = columns.require(expectation.column, "number", "list")
+    raw = f"t.{quote(expectation.column)}"
+    # A sum is finite if all its parts are; it may overflow only near the largest double.
+    number = f"list_sum({raw}::DOUBLE[])" if kind == "list" else f"{raw}::DOUBLE"
+    at_fault = f"NOT coalesce(isfinite({number}), TRUE)"
+    return Measure(
+        aggregates={
+            NULLS: _count(f"{raw} IS NULL"),
+            f"{expectation.map_metric}.unexpected_count": _count(at_fault),
+        },
+        at_fault=at_fault,
+        subject=(expectation.column,),
+    )
+
+
+def _list_elements(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    columns.require(expectation.column, "list")
+    value = columns.value(expectation.column)
+    bounds = []
+    if expectation.min_value is not None:
+        bounds.append(f"list_min({value}) >= {_literal(expectation.min_value, 'number')}")
+    if expectation.max_value is not None:
+        bounds.append(f"list_max({value}) <= {_literal(expectation.max_value, 'number')}")
+    return _values(expectation, columns, f"coalesce({' AND '.join(bounds) or 'TRUE'}, TRUE)")
+
+
+def _group_query(keys: list[str], kept: str) -> str:
+    """Return a query of the number of distinct keys, of rows, and of rows that share a key."""
+    selected = ", ".join(f"{key} AS k{i}" for i, key in enumerate(keys))
+    return (
+        "SELECT count(*) AS keys, coalesce(sum(n), 0)::BIGINT AS rows, "
+        "coalesce(sum(n) FILTER (WHERE n > 1), 0)::BIGINT AS repeated, "
+        "coalesce(count(*) / sum(n), 0)::DOUBLE AS proportion FROM "
+        f"(SELECT {selected}, count(*) AS n FROM {SOURCE} AS t WHERE {kept} GROUP BY ALL)"
+    )
+
+
+def _repeated(keys: list[str], kept: str) -> str:
+    selected = ", ".join(f"{key} AS k{i}" for i, key in enumerate(keys))
+    same = " AND ".join(f"d.k{i} IS NOT DISTINCT FROM {key}" for i, key in enumerate(keys))
+    groups = f"SELECT {selected} FROM {SOURCE} AS t WHERE {kept} GROUP BY ALL HAVING count(*) > 1"
+    return f"({kept}) AND EXISTS (SELECT 1 FROM ({groups}) AS d WHERE {same})"
+
+
+def _unique(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    value = columns.value(expectation.column)
+    kept = f"{value} IS NOT NULL"
+    return Measure(
+        aggregates={NULLS: _count(f"{value} IS NULL")},
+        own_query=(
+            _group_query([value], kept),
+            {f"{expectation.map_metric}.unexpected_count": "repeated"},
+        ),
+        at_fault=_repeated([value], kept),
+        subject=(expectation.column,),
+    )
+
+
+def _compound_unique(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    values = [columns.value(column) for column in expectation.column_list]
+    present = [f"{value} IS NOT NULL" for value in values]
+    kept = {
+        "all_values_are_missing": " OR ".join(present),
+        "any_value_is_missing": " AND ".join(present),
+        "never": "TRUE",
+    }[expectation.ignore_row_if]
+    metric = expectation.map_metric
+    return Measure(
+        own_query=(
+            _group_query(values, kept),
+            {f"{metric}.unexpected_count": "repeated", f"{metric}.filtered_row_count": "rows"},
+        ),
+        at_fault=_repeated(values, kept),
+        subject=tuple(expectation.column_list),
+    )
+
+
+def _distinct(metric: str, column_of_query: str) -> _Measurer:
+    def distinct(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+        value = columns.value(expectation.column)
+        query = _group_query([value], f"{value} IS NOT NULL")
+        return Measure(own_query=(query, {metric: column_of_query}), subject=(expectation.column,))
+
+    return distinct
+
+
+def _aggregate(metric: str, sql: str, *kinds: str) -> _Measurer:
+    def aggregate(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+        if kinds:
+            kind = columns.require(expectation.column, *kinds)
+        else:
+            kind = kind_of(columns.type(expectation.column))
+        value = columns.value(expectation.column)
+        number = f"{value}::INTEGER" if kind == "boolean" else value
+        return Measure(
+            aggregates={metric: sql.format(value=value, number=number)},
+            subject=(expectation.column,),
+        )
+
+    return aggregate
+
+
+def _exists_in(expectation: Any, columns: Columns, references: Mapping[str, pa.Schema]) -> Measure:
+    table, column = expectation.other_table, expectation.other_column
+    if table not in references:
+        raise SuiteError(
+            f"{expectation.column} must exist in {table}, but no table {table} was handed over; "
+            f"pass references={{'{table}': …}} or leave the expectation out of the suite"
+        )
+    if column not in references[table].names:
+        raise SuiteError(f"the reference table {table} has no column {column}")
+    own, other = columns.type(expectation.column), references[table].field(column).type
+    if kind_of(own) != kind_of(other):
+        raise MisfitError(
+            f"found type {type_name(own)}, but {column} of {table} is {type_name(other)}"
+        )
+    value = columns.value(expectation.column)
+    at_fault = (
+        f"{value} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {reference_view(table)} AS r "
+        f"WHERE r.{quote(column)} = {value})"
+    )
+    return Measure(
+        aggregates={NULLS: _count(f"{value} IS NULL")},
+        own_query=(
+            f"SELECT count(*) AS n FROM {SOURCE} AS t WHERE {at_fault}",
+            {f"{expectation.map_metric}.unexpected_count": "n"},
+        ),
+        at_fault=at_fault,
+        subject=(expectation.column,),
+    )
+
+
+def _pair_greater(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    names = (expectation.column_A, expectation.column_B)
+    kinds = {columns.require(name, "number", "time") for name in names}
+    if len(kinds) > 1:
+        raise MisfitError("found a number and a time, which cannot be compared")
+    a, b = (columns.value(name) for name in names)
+    kept = {
+        "both_values_are_missing": f"({a} IS NOT NULL OR {b} IS NOT NULL)",
+        "either_value_is_missing": f"({a} IS NOT NULL AND {b} IS NOT NULL)",
+        "neither": "TRUE",
+    }[expectation.ignore_row_if]
+    comparison = ">=" if expectation.or_equal else ">"
+    at_fault = f"{kept} AND NOT coalesce({a} {comparison} {b}, FALSE)"
+    metric = expectation.map_metric
+    return Measure(
+        aggregates={
+            f"{metric}.filtered_row_count": _count(kept),
+            f"{metric}.unexpected_count": _count(at_fault),
+        },
+        at_fault=at_fault,
+        subject=names,
+    )
+
+
+def _column_names(_: Any, columns: Columns, __: Mapping[str, pa.Schema]) -> Measure:
+    return Measure(facts={"table.columns": list(columns.schema.names)})
+
+
+def _row_count(_: Any, __: Columns, ___: Mapping[str, pa.Schema]) -> Measure:
+    return Measure()
+
+
+def _column_type(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    several = hasattr(expectation, "type_list")
+    allowed = expectation.type_list if several else [expectation.type_]
+    found = type_name(columns.type(expectation.column))
+    return Measure(
+        verdict={
+            "success": found in {_alias(name) for name in allowed},
+            "result": {"observed_value": found},
+        },
+        subject=(expectation.column,),
+    )
+
+
+def _alias(name: str) -> str:
+    """Return Arrow's own name of a type (`double` for `float64`); others as they are."""
+    try:
+        return str(pa.type_for_alias(name))
+    except ValueError:
+        return name
+
+
+# A deviation of infinite values is undefined (pandas: NaN); DuckDB would raise.
+_DEVIATION = (
+    "CASE WHEN count(*) FILTER (WHERE isinf({value}::DOUBLE)) = 0 "
+    "THEN stddev_samp({value}::DOUBLE) FILTER (WHERE NOT isinf({value}::DOUBLE)) END"
+)
+
+_MEASURES: Mapping[str, _Measurer] = {
+    "expect_column_to_exist": _column_names,
+    "expect_table_columns_to_match_set": _column_names,
+    "expect_table_row_count_to_be_between": _row_count,
+    "expect_column_type_to_be": _column_type,
+    "expect_column_values_to_be_in_type_list": _column_type,
+    "expect_column_values_to_not_be_null": _not_null,
+    "expect_column_values_to_be_between": _between,
+    "expect_column_values_to_be_in_set": _in_set,
+    "expect_column_values_to_be_finite": _finite,
+    "expect_column_values_to_be_unique": _unique,
+    "expect_column_values_to_exist_in_table": _exists_in,
+    "expect_column_list_elements_to_be_between": _list_elements,
+    "expect_column_value_lengths_to_be_between": _value_lengths,
+    "expect_compound_columns_to_be_unique": _compound_unique,
+    "expect_column_pair_values_a_to_be_greater_than_b": _pair_greater,
+    "expect_column_unique_value_count_to_be_between": _distinct(
+        "column.distinct_values.count", "keys"
+    ),
+    "expect_column_proportion_of_unique_values_to_be_between": _distinct(
+        "column.unique_proportion", "proportion"
+    ),
+    "expect_column_proportion_of_non_null_values_to_be_between": _aggregate(
+        "column.non_null_proportion", "coalesce(count({value}) / nullif(count(*), 0), 0)::DOUBLE"
+    ),
+    "expect_column_mean_to_be_between": _aggregate(
+        "column.mean", "favg({number}::DOUBLE)", "number", "boolean"
+    ),
+    "expect_column_stdev_to_be_between": _aggregate(
+        "column.standard_deviation", _DEVIATION, "number"
+    ),
+    "expect_column_min_to_be_between": _aggregate("column.min", "min({value})", "number"),
+    "expect_column_max_to_be_between": _aggregate("column.max", "max({value})", "number"),
+}
+
+SUPPORTED = frozenset(_MEASURES)
+"""Types of expectation that gates judge; any other is refused by name."""
