@@ -1,12 +1,17 @@
-"""Errors of the evaluation.
+"""Errors of the evaluation, a branch of the pipelines' tree.
 
-EvaluationError          what was handed in cannot be evaluated
-├── SplitError           the events do not allow the split asked for
-└── MetricsError         a list, the relevant posts or per-user values are malformed
+::
+
+    PipelineError
+    └── EvaluationError      what was handed in cannot be evaluated (also a ValueError)
+        ├── SplitError       the events do not allow the split asked for
+        └── MetricsError     lists, relevant posts or values by user are malformed
 """
 
+from pipelines.errors import PipelineError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(PipelineError, ValueError):
     """What was handed in cannot be evaluated; the message says what to do next."""
 
 
@@ -15,4 +20,4 @@ class SplitError(EvaluationError):
 
 
 class MetricsError(EvaluationError):
-    """A recommended list, the relevant posts or per-user values are malformed."""
+    """A recommended list, the relevant posts or values by user are malformed."""

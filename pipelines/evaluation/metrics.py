@@ -161,7 +161,8 @@ def recall_curve(recommended: pa.Table, relevant: pa.Table, max_k: int = 100) ->
     counted = pairs.hit & (pairs.rank <= max_k)
     share = 1.0 / pairs.relevant_count[pairs.user[counted]]
     found = np.bincount(pairs.rank[counted], weights=share, minlength=max_k + 1)
-    return found[1:].cumsum() / pairs.user_ids.size
+    # Rounding must not lift a sum of shares over the whole.
+    return np.minimum(found[1:].cumsum() / pairs.user_ids.size, 1.0)
 
 
 def union_of_sources(sources: Sequence[pa.Table]) -> pa.Table:
