@@ -104,9 +104,9 @@ def _gain(difference: Difference) -> str:
     estimate = difference.estimate
     direction = "above" if estimate.mean >= 0 else "below"
     chance = (
-        "the interval holds zero, so on this test it may be chance"
+        "it includes zero, so on this test it may be chance"
         if estimate.low <= 0 <= estimate.high
-        else "the interval does not hold zero"
+        else "it excludes zero"
     )
     return (
         f"NDCG@10 of {difference.model} is {abs(estimate.mean):.4f} {direction} that of "

@@ -77,7 +77,9 @@ def interval_plot(dots: Sequence[Dot], *, title: str, x_label: str, zero: bool =
         for y, dot in enumerate(dots):
             colour = BLUE if dot.strong else GREY
             axes.plot([dot.low, dot.high], [y, y], color=colour, linewidth=2.4, alpha=0.55)
-            axes.plot(dot.mean, y, "D" if dot.strong else "o", color=colour, markersize=7)
+            axes.plot(
+                dot.mean, y, "D" if dot.strong else "o", color=colour, markersize=7, clip_on=False
+            )
         axes.set_yticks(range(len(dots)), [dot.label for dot in dots])
         axes.set_ylim(len(dots) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")

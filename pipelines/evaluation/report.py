@@ -309,13 +309,14 @@ def metrics_console(report: Report, cutoff: int = 10) -> Table:
         title=f"{report.run.dataset}: {report.ranked.users:,} users{since}, first {cutoff} posts",
         title_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     shown = [name for name in _CONSOLE_METRICS if f"{name}@{cutoff}" in report.ranked.means]
-    table.add_column("list")
+    table.add_column("list", no_wrap=True)
     for name in shown:
         table.add_column(page.METRIC_NAMES[name], justify="right", no_wrap=True)
-    table.add_column("95 % of NDCG", justify="right", no_wrap=True)
+    table.add_column("NDCG, 95 %", justify="right", no_wrap=True)
     for result in report.sorted_results(f"ndcg@{cutoff}"):
         cells = [page.number(result.means.get(f"{name}@{cutoff}"), 3) for name in shown]
         interval = result.intervals.get(f"ndcg@{cutoff}")

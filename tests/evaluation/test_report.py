@@ -217,7 +217,7 @@ def test_values_of_the_json_appear_in_the_page(files, report):
         for name in ("ndcg@10", "recall@5", "coverage@100", "novelty@10"):
             assert f"{result.means[name]:.4f}" in html
         interval = result.intervals["hit_rate@10"]
-        assert f"{interval.low:.4f} to {interval.high:.4f}" in html
+        assert f"{interval.low:.3f} to {interval.high:.3f}" in html
     for difference in again.differences:
         assert f"{difference.estimate.mean:+.4f}" in html
     for curve in again.candidate_recall:
