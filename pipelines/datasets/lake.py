@@ -121,6 +121,7 @@ def write_lake(
     *,
     drop_orphans: bool = False,
     on_progress: Progress | None = None,
+    memory_limit: str = "2GB",
 ) -> IngestResult:
     """Add raw tables to the lake.
 
@@ -132,6 +133,8 @@ def write_lake(
     ----------
     drop_orphans
         Leave out events whose user or post is in no users' or posts' table, instead of raising.
+    memory_limit
+        How much DuckDB may hold; beyond it, it spills to the lake's staging folder.
 
     Raises
     ------
@@ -143,6 +146,7 @@ def write_lake(
         staging = commit.begin(lake)
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(f"SET memory_limit = '{memory_limit}'")
             connection.execute(f"SET temp_directory = {literal(str(staging / 'spill'))}")
             writer = _LakeWriter(raw, lake, staging, connection, on_progress)
             result = writer.write(drop_orphans=drop_orphans)
@@ -172,6 +176,7 @@ class _LakeWriter:
         self.raw, self.lake, self.staging, self.connection = raw, lake, staging, connection
         self.on_progress = on_progress
         self.described = {"users": raw.users, "posts": raw.posts}
+        self.has_old_events = False
         self.removed: list[Path] = []
 
     def write(self, *, drop_orphans: bool) -> IngestResult:
@@ -223,6 +228,7 @@ class _LakeWriter:
         """Make the tables `raw_…`, `old_…` and `old_ids_…`; those that are absent are empty."""
         self._view("raw_events", [self.raw.events], EVENTS_SCHEMA)
         self._view("old_events", parts, LAKE_EVENTS_SCHEMA)
+        self.has_old_events = bool(parts)
         for name, key in _ENTITIES.items():
             path = self.described[name]
             if path is not None:
@@ -264,7 +270,8 @@ class _LakeWriter:
                 )
 
     def _select_events(self, *, drop_orphans: bool) -> int:
-        """Make `kept_events`: the raw events whose user and post can be known; count the rest."""
+        """Make `kept_events`: the raw events whose user and post are known; count the others."""
+        (total,) = self._one("SELECT count(*) FROM raw_events")
         faults, tests = [], []
         for name, key in _ENTITIES.items():
             if self.described[name] is None:
@@ -281,22 +288,19 @@ class _LakeWriter:
                     f"SELECT {key} FROM raw_events WHERE NOT ({test}) ORDER BY event_order LIMIT 3"
                 ).fetchall()
                 faults.append(
-                    f"{count:,} of {{total:,}} rows have a {key} missing from {name} "
+                    f"{count:,} of {total:,} rows have a {key} missing from {name} "
                     f"(first: {', '.join(value for (value,) in first)})"
                 )
-        condition = " AND ".join(tests) or "true"
-        self.connection.execute(
-            f"CREATE TABLE kept_events AS SELECT * EXCLUDE file_row_number FROM raw_events "
-            f"WHERE {condition}"
-        )
-        total, kept = self._one(
-            "SELECT (SELECT count(*) FROM raw_events), (SELECT count(*) FROM kept_events)"
-        )
         if faults and not drop_orphans:
             raise LakeError(
-                f"events of dataset {self.raw.dataset.name}: "
-                f"{'; '.join(faults).format(total=total)}; fix the source or pass --drop-orphans"
+                f"events of dataset {self.raw.dataset.name}: {'; '.join(faults)}; fix the source "
+                "or pass --drop-orphans"
             )
+        condition = " AND ".join(tests) if faults else "true"
+        self.connection.execute(
+            f"CREATE VIEW kept_events AS SELECT * FROM raw_events WHERE {condition}"
+        )
+        (kept,) = self._one("SELECT count(*) FROM kept_events")
         return int(total - kept)
 
     def _extend_ids(self, name: str) -> int:
@@ -325,7 +329,6 @@ class _LakeWriter:
 
     def _find_new_events(self) -> tuple[int, int]:
         """Make `new_events`, with dense ids; return how many were duplicates, and known before."""
-        same = "user_id, post_id, action, event_time"
         columns = {
             "user_id": "ids_users.user_id",
             "post_id": "ids_posts.post_id",
@@ -339,24 +342,24 @@ class _LakeWriter:
             JOIN ids_posts ON ids_posts.external_id = events.post_id
             CROSS JOIN (SELECT coalesce(max(event_order) + 1, 0) AS base FROM old_events)"""
         )
-        if not self.raw.dataset.has_clock:
+        same = "user_id, post_id, action, event_time"
+        keep, duplicates = "", 0
+        (given,) = self._one("SELECT count(*) FROM dense_events")
+        if self.raw.dataset.has_clock:
+            self.connection.execute(
+                "CREATE TABLE firsts AS SELECT min(event_order) AS event_order FROM dense_events "
+                f"GROUP BY {same}"
+            )
+            duplicates = given - self._one("SELECT count(*) FROM firsts")[0]
+            keep += "SEMI JOIN firsts USING (event_order) " if duplicates else ""
+            keep += f"ANTI JOIN old_events USING ({same})" if self.has_old_events else ""
+        if keep:
+            self.connection.execute(f"CREATE TABLE new_events AS FROM dense_events {keep}")
+            self.connection.execute("DROP TABLE dense_events")
+        else:
             self.connection.execute("ALTER TABLE dense_events RENAME TO new_events")
-            return 0, 0
-        self.connection.execute(
-            f"""CREATE TABLE first_events AS
-            SELECT * FROM dense_events SEMI JOIN (
-                SELECT min(event_order) AS event_order FROM dense_events GROUP BY {same}
-            ) USING (event_order)"""
-        )
-        self.connection.execute(
-            f"CREATE TABLE new_events AS SELECT * FROM first_events "
-            f"ANTI JOIN old_events USING ({same})"
-        )
-        given, first, new = self._one(
-            "SELECT (SELECT count(*) FROM dense_events), (SELECT count(*) FROM first_events), "
-            "(SELECT count(*) FROM new_events)"
-        )
-        return int(given - first), int(first - new)
+        (new,) = self._one("SELECT count(*) FROM new_events")
+        return int(duplicates), int(given - duplicates - new)
 
     def _write_entities(self, name: str) -> int:
         """Stage `users` or `posts`: the latest row of each id; count them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -279,7 +280,7 @@ def _run(
     first_row: int,
     where: str,
 ) -> pa.Table:
-    rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
+    rows = pa.array(np.arange(first_row, first_row + batch.num_rows, dtype=np.int64))
     connection.register("batch", batch.append_column(_ROW, rows))
     parts = [f"{one.sql} AS {sql.quoted(name)}" for name, one in expressions.items()]
     parts += [
