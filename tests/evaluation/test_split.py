@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines.evaluation.errors import SplitError
@@ -92,6 +92,7 @@ def test_events_of_one_moment_stay_together():
     st.integers(1, 4),
     st.randoms(),
 )
+@settings(deadline=None, max_examples=50)
 def test_slices_part_all_events_whatever_their_order(rows, slices, random):
     times = np.array([row[0] for row in rows], dtype=np.int64)
     positive = np.array([row[1] for row in rows])
@@ -211,6 +212,7 @@ def test_global_time_by_hand():
         st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 3)), min_size=2, max_size=40
     )
 )
+@settings(deadline=None)
 def test_every_protocol_parts_the_distinct_pairs(rows):
     assume(len({row[:2] for row in rows}) > 1)
     table = events(*rows)
