@@ -9,6 +9,8 @@ from typing import Any
 _HOMES = {
     "AsofDuckDBOfflineStore": "feastpack.offline",
     "AsofDuckDBOfflineStoreConfig": "feastpack.offline",
+    "PackedRedisOnlineStore": "feastpack.online",
+    "PackedRedisOnlineStoreConfig": "feastpack.online",
 }
 
 __all__ = sorted(_HOMES)

@@ -6,6 +6,7 @@
     ├── EmbeddedRedisError      the embedded Redis server cannot be started, reached or stopped
     ├── ConnectionStringError   a connection string that names no Redis (also a ValueError)
     ├── RowFormatError          stored bytes that are not a packed row of this library
+    │   └── UnknownSchemaError  a packed row whose schema has not been looked up yet
     ├── SchemaError             a feature view or a table that cannot be packed (also a ValueError)
     ├── RequestError            a read that names unknown things or has the wrong types
     │                           (also a ValueError)
@@ -32,6 +33,10 @@ class ConnectionStringError(FeastpackError, ValueError):
 
 class RowFormatError(FeastpackError):
     """Stored bytes that are not a packed row written by this library."""
+
+
+class UnknownSchemaError(RowFormatError):
+    """A packed row written under a schema that is not among those given."""
 
 
 class SchemaError(FeastpackError, ValueError):
