@@ -44,9 +44,9 @@ class ItemToItemSettings:
     """
 
     similarity: Literal["cosine", "bm25"] = "cosine"
-    neighbours: int = 100
+    neighbours: int = 300
     latest_posts: int = 20
-    half_life_posts: float | None = 10.0
+    half_life_posts: float | None = 3.0
 
     def __post_init__(self) -> None:
         if self.similarity not in ("cosine", "bm25"):
