@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from feature_repo.dataset_problems import explain
 
 SYNTHETIC_FORMATS = ("file_order", "random_order")
 """Time formats of sources without a clock: the order of the rows is the order of the events."""
@@ -64,6 +66,14 @@ def _as_weight(value: Any) -> Any:
     return _as_column(value) if isinstance(value, str) else _as_constant(value)
 
 
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
+        raise ValueError(
+            "a name must start with a-z and hold only a-z, 0-9 and single _ between them, at most "
+            f"{_MAX_NAME_LENGTH} characters; rename it (the source's spelling goes into 'column')"
+        )
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
@@ -91,12 +101,7 @@ class Attribute(_Model):
     @field_validator("name")
     @classmethod
     def _usable(cls, name: str) -> str:
-        if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
-            raise ValueError(
-                f"a name must start with a-z and hold only a-z, 0-9 and single _ between them, at "
-                f"most {_MAX_NAME_LENGTH} characters; rename it (the source's own spelling goes "
-                "into 'column')"
-            )
+        _check_name(name)
         if name in RESERVED_NAMES:
             raise ValueError(
                 "this name is reserved for the lake's own columns; choose another, such as "
@@ -288,6 +293,8 @@ class Source(_Model):
                 f"{', '.join(sorted(only_csv))}: for format = 'csv' only; remove from this table "
                 f"of format = '{self.format}'"
             )
+        if self.format == "jsonl" and self.encoding.lower().replace("_", "-") != "utf-8":
+            raise ValueError("JSON lines are always UTF-8; remove 'encoding', convert the file")
         if not self.header:
             named = sorted({column for column in self.columns() if not column.isdecimal()})
             if named:
@@ -391,11 +398,7 @@ class Dataset(_Model):
     @field_validator("name")
     @classmethod
     def _usable(cls, name: str) -> str:
-        if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
-            raise ValueError(
-                "a name must start with a-z and hold only a-z, 0-9 and single _ between them, at "
-                f"most {_MAX_NAME_LENGTH} characters"
-            )
+        _check_name(name)
         return name
 
     @classmethod
@@ -438,7 +441,7 @@ class Dataset(_Model):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise DatasetError(_explain(origin, error)) from error
+            raise DatasetError(explain(origin, cls, error)) from error
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of the description's content.
@@ -502,61 +505,3 @@ def _columns_in(model: BaseModel) -> Iterator[str]:
                 yield from _columns_in(part)
             elif name in _COLUMN_FIELDS and part is not None:
                 yield part
-
-
-def _explain(origin: str, error: ValidationError) -> str:
-    problems = [_problem(detail) for detail in error.errors(include_url=False)]
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = "".join(f"\n  {problem}" for problem in problems)
-    return f"{origin}: {count} in the dataset description:{lines}"
-
-
-def _problem(detail: Any) -> str:
-    """Put one of pydantic's findings as key, found, expected, what to do."""
-    key, model, described = _locate(detail["loc"])
-    found = _shorten(detail["input"])
-    if detail["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        near = difflib.get_close_matches(key.rpartition(".")[2], known, 1)
-        hint = f"did you mean '{near[0]}'?" if near else "remove it"
-        return f"{key}: unknown key; expected one of {', '.join(known)}; {hint}"
-    if detail["type"] == "missing":
-        return f"{key}: missing; add it: {described}"
-    if detail["type"] == "value_error":
-        return f"{key or 'description'}: found {found}: {detail['ctx']['error']}"
-    return f"{key}: found {found}; expected {described}; change it"
-
-
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel], str]:
-    """Turn pydantic's location into a dotted key, the model around it and its description."""
-    key, described = "", "a table"
-    around: type[BaseModel] = Dataset
-    inner: type[BaseModel] | None = Dataset
-    for part in loc:
-        if isinstance(part, int):
-            key += f"[{part}]"
-        elif inner is not None and part in inner.model_fields:
-            around = inner
-            field = inner.model_fields[part]
-            key += f".{part}" if key else part
-            described = field.description or described
-            inner = _model_inside(field.annotation)
-        elif inner is not None:  # an unknown key
-            around = inner
-            key += f".{part}" if key else part
-    return key, around, described
-
-
-def _model_inside(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for part in get_args(annotation):
-        inside = _model_inside(part)
-        if inside is not None:
-            return inside
-    return None
-
-
-def _shorten(value: Any, limit: int = 120) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
