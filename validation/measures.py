@@ -410,6 +410,11 @@ def _pair_greater(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]
     )
 
 
+def _column_exists(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    columns.type(expectation.column)
+    return Measure(facts={"table.columns": list(columns.schema.names)})
+
+
 def _column_names(_: Any, columns: Columns, __: Mapping[str, pa.Schema]) -> Measure:
     return Measure(facts={"table.columns": list(columns.schema.names)})
 
@@ -445,8 +450,14 @@ _DEVIATION = (
     "THEN stddev_samp({value}::DOUBLE) FILTER (WHERE NOT isinf({value}::DOUBLE)) END"
 )
 
+# The accurate average turns an infinite mean into NaN.
+_MEAN = (
+    "CASE WHEN count(*) FILTER (WHERE isinf({number}::DOUBLE)) = 0 "
+    "THEN favg({number}::DOUBLE) ELSE avg({number}::DOUBLE) END"
+)
+
 _MEASURES: Mapping[str, _Measurer] = {
-    "expect_column_to_exist": _column_names,
+    "expect_column_to_exist": _column_exists,
     "expect_table_columns_to_match_set": _column_names,
     "expect_table_row_count_to_be_between": _row_count,
     "expect_column_type_to_be": _column_type,
@@ -470,9 +481,7 @@ _MEASURES: Mapping[str, _Measurer] = {
     "expect_column_proportion_of_non_null_values_to_be_between": _aggregate(
         "column.non_null_proportion", "coalesce(count({value}) / nullif(count(*), 0), 0)::DOUBLE"
     ),
-    "expect_column_mean_to_be_between": _aggregate(
-        "column.mean", "favg({number}::DOUBLE)", "number", "boolean"
-    ),
+    "expect_column_mean_to_be_between": _aggregate("column.mean", _MEAN, "number", "boolean"),
     "expect_column_stdev_to_be_between": _aggregate(
         "column.standard_deviation", _DEVIATION, "number"
     ),
