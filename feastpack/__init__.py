@@ -7,10 +7,14 @@ from typing import Any
 
 # Loaded on first use: serving needs no DuckDB, and an offline job needs no Redis.
 _HOMES = {
+    "ArrowComputeEngine": "feastpack.engine",
+    "ArrowComputeEngineConfig": "feastpack.engine",
     "AsofDuckDBOfflineStore": "feastpack.offline",
     "AsofDuckDBOfflineStoreConfig": "feastpack.offline",
     "PackedRedisOnlineStore": "feastpack.online",
     "PackedRedisOnlineStoreConfig": "feastpack.online",
+    "FeatureReader": "feastpack.reader",
+    "Frame": "feastpack.frame",
 }
 
 __all__ = sorted(_HOMES)

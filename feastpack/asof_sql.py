@@ -203,14 +203,32 @@ def range_query(
     end: datetime | None,
 ) -> str:
     """SQL of all rows with ``start <= timestamp <= end``; None leaves a side open."""
+    picked = ", ".join(map(quoted, columns))
+    return f"SELECT {picked}\n{_rows_between(scan, timestamp, start, end)}"
+
+
+def _rows_between(
+    scan: SourceScan, timestamp: str, start: datetime | None, end: datetime | None
+) -> str:
     time = scan.instant(timestamp)
     conditions = []
     if start is not None:
         conditions.append(f"{time} >= {instant_literal(start)}")
     if end is not None:
         conditions.append(f"{time} <= {instant_literal(end)}")
-    filtered = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(map(quoted, columns))}\nFROM {scan.sql}{filtered}"
+    where = f"\nWHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"FROM {scan.sql}{where}"
+
+
+@dataclass(frozen=True)
+class LatestQuery:
+    """A latest-per-key query: what to run first, if anything, and what returns the rows.
+
+    `prepare` creates the temporary table ``winners(row_id)``, one row per row of the result.
+    """
+
+    prepare: str | None
+    rows: str
 
 
 def latest_query(
@@ -221,24 +239,24 @@ def latest_query(
     created: str | None,
     start: datetime,
     end: datetime,
-) -> str:
+) -> LatestQuery:
     """SQL of the latest row per key (a null key is a key) with ``start <= timestamp <= end``.
 
-    Latest: greatest timestamp, then greatest created (null last), then last in the files. The
-    winners are found on the narrow columns; the wide ones are read in a second pass that keeps
-    their rows only, so memory follows the number of keys and not the width of the history.
+    Latest: greatest timestamp, then greatest created (null last), then last in the files where
+    there is no created column. The winners are found on the narrow columns; a second pass reads
+    the wide ones and keeps the winners' rows, so memory follows the number of keys and not the
+    width or the length of the history.
     """
-    rows = range_query(scan, [], timestamp, start, end).removeprefix("SELECT \n")
     picked = ", ".join(map(quoted, columns))
-    order = f"{scan.instant(timestamp)} DESC"
-    if created is not None:
-        order += f", {scan.instant(created)} DESC NULLS LAST"
+    rows = _rows_between(scan, timestamp, start, end)
     key_list = ", ".join(map(quoted, keys))
     if not scan.has_row_ids:
         partition = f"PARTITION BY {key_list} " if keys else ""
-        return (
-            f"SELECT {picked}\n{rows}\nQUALIFY row_number() OVER ({partition}ORDER BY {order}) = 1"
-        )
+        order = f"{scan.instant(timestamp)} DESC"
+        if created is not None:
+            order += f", {scan.instant(created)} DESC NULLS LAST"
+        best = f"QUALIFY row_number() OVER ({partition}ORDER BY {order}) = 1"
+        return LatestQuery(None, f"SELECT {picked}\n{rows}\n{best}")
     row_id = "(file_index::BIGINT << 40) + file_row_number"
     nanoseconds = any(scan.is_nanosecond(name) for name in (timestamp, created) if name)
     time = ticks(scan, timestamp, nanoseconds=nanoseconds)
@@ -246,10 +264,12 @@ def latest_query(
     if created is not None:
         epoch = ticks(scan, created, nanoseconds=nanoseconds)
         lower = f"coalesce({epoch}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
-    grouped = f" GROUP BY {key_list}" if keys else ""
-    return (
-        f"WITH winners AS MATERIALIZED (\n"
-        f"SELECT arg_max({row_id}, {time}::HUGEINT * {_TWO_64} + {lower}) AS row_id "
-        f"{rows}{grouped}\n)\nSELECT {picked}\n{rows} "
-        f"AND {row_id} IN (SELECT row_id FROM winners)"
+    grouped = f"\nGROUP BY {key_list}" if keys else ""
+    return LatestQuery(
+        prepare=(
+            "CREATE OR REPLACE TEMP TABLE winners AS\n"
+            f"SELECT arg_max({row_id}, {time}::HUGEINT * {_TWO_64} + {lower}) AS row_id\n"
+            f"{rows}{grouped}"
+        ),
+        rows=f"SELECT {picked}\n{rows}\nAND {row_id} IN (SELECT row_id FROM winners)",
     )

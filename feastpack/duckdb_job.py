@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pandas as pd
@@ -20,8 +20,17 @@ from feastpack.errors import OfflineStoreError
 from feastpack.parquet_files import persist_batches
 from feastpack.sources import literal
 
-#: Runs a job's queries: rows at a time (None: all at once) -> tables in order.
-TableStream = Callable[[duckdb.DuckDBPyConnection, int | None], Iterator[pa.Table]]
+
+class TableStream(Protocol):
+    """The queries of a job."""
+
+    def __call__(
+        self, connection: duckdb.DuckDBPyConnection, batch_rows: int | None
+    ) -> Iterator[pa.Table]:
+        """Yield the result `batch_rows` rows at a time (None: all at once), at least a table."""
+
+    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """Number of rows of the result."""
 
 
 def connect(
@@ -58,6 +67,18 @@ def connect(
     return connection
 
 
+def run(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Run a statement that returns nothing.
+
+    Raises
+    ------
+    OfflineStoreError
+        If DuckDB fails; the message carries its own.
+    """
+    with _translated(statement):
+        connection.execute(statement)
+
+
 def fetch_arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """Run a query and return its result as one Arrow table.
 
@@ -82,8 +103,12 @@ def stream_arrow(
     """
     with _translated(query):
         reader = connection.sql(query).to_arrow_reader(batch_rows)
+        is_empty = True
         for batch in reader:
+            is_empty = False
             yield pa.Table.from_batches([batch])
+        if is_empty:
+            yield reader.schema.empty_table()
 
 
 @contextlib.contextmanager
@@ -143,6 +168,11 @@ class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]
     def to_sql(self) -> str:
         """The statements that run, one per feature view, separated by semicolons."""
         return ";\n\n".join(self._statements)
+
+    def count_rows(self) -> int:
+        """How many rows the result has, without reading its columns."""
+        with self._lock:
+            return self._tables.count(self._connection)
 
     def to_record_batches(self, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
         """Stream the result, on-demand features included, in the order of `to_arrow`.

@@ -29,7 +29,7 @@ from feastpack.asof_sql import (
     range_query,
     uses_nanoseconds,
 )
-from feastpack.duckdb_job import DuckDBRetrievalJob, connect, fetch_arrow, stream_arrow
+from feastpack.duckdb_job import DuckDBRetrievalJob, connect, fetch_arrow, run, stream_arrow
 from feastpack.entity_rows import EntityRows, entity_rows_of_period, read_entity_rows
 from feastpack.errors import OfflineStoreError, SchemaError, UnsupportedError
 from feastpack.parquet_files import append_log, append_rows
@@ -157,7 +157,7 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             start_date,
             end_date,
         )
-        return _scan_job(config, connection, query)
+        return _scan_job(config, connection, query.rows, query.prepare)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -281,6 +281,10 @@ class _PointInTime:
         for start in range(0, max(total, 1), step):
             yield self._join(connection, start, step)
 
+    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """As many as there are entity rows."""
+        return int(self._rows.num_rows)
+
     def _join(self, connection: duckdb.DuckDBPyConnection, start: int, length: int) -> pa.Table:
         result = self._entities.table.slice(start, length)
         connection.register(ENTITY_TABLE, self._rows.slice(start, length))
@@ -297,6 +301,39 @@ class _PointInTime:
         finally:
             connection.unregister(ENTITY_TABLE)
         return result
+
+
+class _Scan:
+    """One query, after a statement that creates ``winners`` where it needs that table."""
+
+    def __init__(self, query: str, prepare: str | None) -> None:
+        self._query = query
+        self._prepare = prepare
+        self._is_prepared = False
+
+    def __call__(
+        self, connection: duckdb.DuckDBPyConnection, batch_rows: int | None
+    ) -> Iterator[pa.Table]:
+        """Run the query; the preparation of a count just before is used, once."""
+        if not self._is_prepared:
+            self._run_preparation(connection)
+        self._is_prepared = False
+        if batch_rows is None:
+            yield fetch_arrow(connection, self._query)
+        else:
+            yield from stream_arrow(connection, self._query, batch_rows)
+
+    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """Count the rows: by the winners where there are, else by the query."""
+        self._run_preparation(connection)
+        self._is_prepared = True
+        rows = "winners" if self._prepare else f"({self._query})"
+        counted = fetch_arrow(connection, f"SELECT count(*) FROM {rows}")
+        return int(counted.column(0)[0].as_py())
+
+    def _run_preparation(self, connection: duckdb.DuckDBPyConnection) -> None:
+        if self._prepare is not None:
+            run(connection, self._prepare)
 
 
 def _connect(config: RepoConfig) -> duckdb.DuckDBPyConnection:
@@ -349,18 +386,15 @@ def _plan(
 
 
 def _scan_job(
-    config: RepoConfig, connection: duckdb.DuckDBPyConnection, query: str
+    config: RepoConfig,
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    prepare: str | None = None,
 ) -> DuckDBRetrievalJob:
-    def tables(connection: duckdb.DuckDBPyConnection, batch_rows: int | None) -> Iterator[pa.Table]:
-        if batch_rows is None:
-            yield fetch_arrow(connection, query)
-        else:
-            yield from stream_arrow(connection, query, batch_rows)
-
     return DuckDBRetrievalJob(
         connection,
-        tables,
-        [query],
+        _Scan(query, prepare),
+        [query] if prepare is None else [prepare, query],
         batch_rows=config.offline_store.batch_rows,
         repo_path=config.repo_path,
     )

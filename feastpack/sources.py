@@ -120,7 +120,7 @@ def local_path(path: str, repo_path: Path | str | None) -> str | None:
         return str(Path(path).absolute())
     in_repo = Path(repo_path) / path
     here = Path(path).absolute()
-    if not _matches(str(in_repo)) and _matches(str(here)):
+    if not _paths(str(in_repo)) and _paths(str(here)):
         return str(here)
     return str(in_repo.absolute())
 
@@ -156,22 +156,23 @@ def open_source(
     )
 
 
-def _matches(path: str) -> bool:
-    # Path.glob takes no absolute patterns.
-    return Path(path).exists() or next(glob.iglob(path, recursive=True), None) is not None  # noqa: PTH207
-
-
 def _parquet_scan(path: str, label: str) -> str:
     pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
-    if not _matches(pattern):
+    # A fixed list: files that appear later must not renumber those of a query under way.
+    files = [path] if Path(pattern).is_file() else sorted(_paths(pattern))
+    if not files:
         raise SchemaError(
             f"source {label}: found no parquet file at {pattern}; write the file first or "
             "correct the source's path"
         )
-    if pattern == path and not is_glob(path):
-        return f"read_parquet({literal(path)})"
     # Files of one source may have been written before a column was added.
-    return f"read_parquet({literal(pattern)}, union_by_name = true)"
+    by_name = ", union_by_name = true" if len(files) > 1 else ""
+    return f"read_parquet([{', '.join(map(literal, files))}]{by_name})"
+
+
+def _paths(pattern: str) -> list[str]:
+    # Path.glob takes no absolute patterns.
+    return glob.glob(pattern, recursive=True)  # noqa: PTH207
 
 
 def _register_dataset(connection: duckdb.DuckDBPyConnection, source: FileSource) -> str:
