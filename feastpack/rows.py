@@ -364,13 +364,12 @@ class Rows:
         end = column.place + dtype.itemsize * count
         return self._head[:, column.place : end].view(dtype)
 
-    def variable(self, name: str, as_text: bool = False) -> pa.Array:
+    def variable(self, name: str) -> pa.BinaryArray:
         """Arrow array (n,) of a variable-width column's stored bytes, null where null."""
         column = self.schema.columns[name]
         stride = self.schema.variable_count + 1
         index = np.arange(column.place + 1, len(self) * stride, stride, dtype=np.int32)
-        kind = pa.string() if as_text else pa.binary()
-        source = pa.Array.from_buffers(kind, len(self) * stride, [None, *self._tail])
+        source = pa.Array.from_buffers(pa.binary(), len(self) * stride, [None, *self._tail])
         return source.take(pa.array(index, mask=self.nulls(name)))
 
 

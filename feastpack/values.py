@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import (
     NULL_TIMESTAMP_INT_VALUE,
-    feast_value_type_to_python_type,
     python_values_to_proto_values,
 )
+from feast.type_map import feast_value_type_to_python_type as to_value
 from feast.value_type import ValueType
 
 from feastpack.errors import SchemaError
 from feastpack.rows import Column, EncodedColumn, Kind, Rows, Storage, blank_cells
 
+# Text that Feast hands out as something else than a string.
+_PARSED = {"JSON", "DECIMAL"}
+_IDENTIFIERS = {"UUID", "TIME_UUID"}
 _EMPTY = pa.scalar(b"", pa.binary())
 _MICROSECONDS = pa.timestamp("us")
 _WIDER = {"int64_val": "int32_val", "double_val": "float_val"}
@@ -317,7 +320,7 @@ def to_protos(rows: Rows, name: str) -> list[Value]:
             cells = cells.astype(np.bool_)
         pairs = zip(cells.tolist(), nulls.tolist(), strict=True)
         return [Value() if null else Value(**{attribute: cell}) for cell, null in pairs]
-    stored = rows.variable(name, as_text=storage.kind is Kind.TEXT).to_pylist()
+    stored = rows.variable(name).to_pylist()
     return [Value() if cell is None else _as_proto(cell, storage) for cell in stored]
 
 
@@ -326,7 +329,8 @@ def _as_proto(stored: Any, storage: Storage) -> Value:
         message: Value = Value.FromString(stored)
         return message
     if storage.kind in (Kind.TEXT, Kind.BYTES):
-        return Value(**{storage.attribute: stored})
+        text = storage.kind is Kind.TEXT
+        return Value(**{storage.attribute: stored.decode() if text else stored})
     value = Value()
     repeated = getattr(value, storage.attribute)
     repeated.SetInParent()
@@ -357,20 +361,47 @@ def to_arrow(rows: Rows, name: str) -> pa.Array:
     ``OnlineResponse.to_arrow``.
     """
     column = rows.schema.columns[name]
+    if column.storage.kind is Kind.FIXED:
+        return _cells_to_arrow(rows.cells(name), rows.nulls(name), column)
+    return _stored_to_arrow(rows.variable(name), column)
+
+
+def as_declared(values: pa.Array | pa.ChunkedArray, column: Column) -> pa.Array:
+    """Return Arrow values in the type that :func:`to_arrow` gives for the declared type.
+
+    Raises
+    ------
+    SchemaError
+        If the values do not fit the declared type.
+    """
+    encoded = encode_arrow(values, column)
+    if column.storage.kind is Kind.FIXED:
+        return _cells_to_arrow(encoded.cells, encoded.nulls, column)
+    stored = encoded.cells
+    if encoded.nulls is not None:
+        stored = pc.if_else(pa.array(encoded.nulls), pa.scalar(None, pa.binary()), stored)
+    return _stored_to_arrow(stored, column)
+
+
+def _cells_to_arrow(
+    cells: npt.NDArray[Any], nulls: npt.NDArray[np.bool_] | None, column: Column
+) -> pa.Array:
+    mask = nulls if nulls is not None and nulls.any() else None
+    return _finish(pa.array(np.ascontiguousarray(cells), mask=mask), column.value_type)
+
+
+def _stored_to_arrow(stored: pa.BinaryArray, column: Column) -> pa.Array:
     storage = column.storage
-    if storage.kind is Kind.FIXED:
-        nulls = rows.nulls(name)
-        cells = np.ascontiguousarray(rows.cells(name))
-        array = pa.array(cells, mask=nulls if nulls.any() else None, from_pandas=False)
-        return _finish(array, column.value_type)
-    if column.value_type in ("JSON", "DECIMAL") or storage.kind is Kind.PROTO:
-        return pa.array(to_python(rows, name))
-    stored = rows.variable(name, as_text=storage.kind is Kind.TEXT)
     if storage.kind is Kind.NUMBERS:
         return _numbers_to_arrow(stored, column)
     if storage.kind is Kind.TEXTS:
         return _texts_to_arrow(stored)
-    return stored
+    if storage.kind is Kind.BYTES:
+        return stored
+    if storage.kind is Kind.TEXT and column.value_type not in _PARSED:
+        return stored.cast(pa.string())
+    values = _stored_to_python(stored.to_pylist(), column)
+    return pa.array([list(v) if isinstance(v, set) else v for v in values])
 
 
 def _finish(array: pa.Array, value_type: str) -> pa.Array:
@@ -406,5 +437,17 @@ def _list_array(elements: pa.Array, counts: npt.NDArray[np.int64], like: pa.Arra
 
 def to_python(rows: Rows, name: str) -> list[Any]:
     """Return a column as n Python values, as ``OnlineResponse.to_dict`` gives them."""
-    value_type = ValueType[rows.schema.columns[name].value_type]
-    return [feast_value_type_to_python_type(v, value_type) for v in to_protos(rows, name)]
+    column = rows.schema.columns[name]
+    if column.storage.kind in (Kind.FIXED, Kind.NUMBERS, Kind.TEXTS, Kind.BYTES):
+        values: list[Any] = to_arrow(rows, name).to_pylist()
+        return values
+    return _stored_to_python(rows.variable(name).to_pylist(), column)
+
+
+def _stored_to_python(stored: Sequence[bytes | None], column: Column) -> list[Any]:
+    storage, value_type = column.storage, ValueType[column.value_type]
+    if storage.kind is Kind.TEXT and column.value_type not in _PARSED | _IDENTIFIERS:
+        return [None if cell is None else cell.decode() for cell in stored]
+    return [
+        None if cell is None else to_value(_as_proto(cell, storage), value_type) for cell in stored
+    ]

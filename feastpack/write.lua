@@ -12,7 +12,7 @@
 local blob, now = ARGV[1], tonumber(ARGV[2])
 local after_event, after_write = tonumber(ARGV[3]), tonumber(ARGV[4])
 local read, call, sub = struct.unpack, redis.call, string.sub
-local BATCH = 1000
+local BATCH = 500
 local size, at, written = #blob, 1, 0
 
 -- Whether the row at a place of the blob replaces the stored one: newer, or equally old.
@@ -25,14 +25,22 @@ local function replaces(row_at, stored, stored_at)
   return c_low >= sc_low
 end
 
-local function milliseconds_to_live(row_at)
+-- Whole seconds, and each written out once: formatting a number costs as much as a SET.
+local texts = {}
+local function seconds_to_live(row_at)
   local lives = after_write
   if after_event then
     local low, high = read('<I4i4', blob, row_at)
-    local left = math.max(1, math.floor((high * 4294967296 + low) / 1000) + after_event - now)
+    local left = (high * 4294967296 + low) / 1000 + after_event - now
     if not lives or left < lives then lives = left end
   end
-  return string.format('%.0f', lives)
+  local seconds = math.max(1, math.ceil(lives / 1000))
+  local text = texts[seconds]
+  if not text then
+    text = string.format('%.0f', seconds)
+    texts[seconds] = text
+  end
+  return text
 end
 
 while at <= size do
@@ -57,7 +65,7 @@ while at <= size do
     if not old or #old < 16 or replaces(starts[i], old, 1) then
       local row = sub(blob, starts[i], ends[i])
       if after_event or after_write then
-        call('SET', keys[i], row, 'PX', milliseconds_to_live(starts[i]))
+        call('SET', keys[i], row, 'EX', seconds_to_live(starts[i]))
       else
         pairs_to_set[m + 1], pairs_to_set[m + 2] = keys[i], row
         m = m + 2
