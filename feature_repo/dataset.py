@@ -62,10 +62,6 @@ def _as_column(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
-def _as_weight(value: Any) -> Any:
-    return _as_column(value) if isinstance(value, str) else _as_constant(value)
-
-
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise ValueError(
@@ -333,10 +329,6 @@ class EntityTable(Source):
         return self
 
 
-class Users(EntityTable):
-    """The users' table: a row a user."""
-
-
 class Posts(EntityTable):
     """The posts' table: a row a post (article, film, track …)."""
 
@@ -373,9 +365,10 @@ class Events(Source):
         description='{ every = true }, { actions = ["like"] }, { column = "rating", at_least = 4 } '
         'or { column = "target", equals = 1 }: the events that are a success'
     )
-    weight: Annotated[Weight, BeforeValidator(_as_weight)] = Field(
-        default=Weight(constant=1.0), description="a number, or a column name"
-    )
+    weight: Annotated[
+        Weight,
+        BeforeValidator(lambda one: (_as_column if isinstance(one, str) else _as_constant)(one)),
+    ] = Field(default=Weight(constant=1.0), description="a number, or a column name")
 
 
 class Dataset(_Model):
@@ -387,7 +380,7 @@ class Dataset(_Model):
     fetch: Fetch | None = Field(
         default=None, description="a table with package, version, sha256, folder"
     )
-    users: Users | None = Field(default=None, description="a table with path, format, id")
+    users: EntityTable | None = Field(default=None, description="a table with path, format, id")
     posts: Posts | None = Field(default=None, description="a table with path, format, id")
     events: Events = Field(
         description="a table with a row for each thing a user did to a post, with path, format, "

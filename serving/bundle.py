@@ -45,6 +45,8 @@ class Manifest:
         The candidate sources, in the order of the packed lists.
     ranker
         File name of the model.
+    as_of
+        The moment that features and answers are for, ISO 8601 in UTC; None: the present.
     data_window
         ISO times of the first and the last event that the generators saw.
     metrics
@@ -62,6 +64,7 @@ class Manifest:
     contract_hash: str
     sources: list[str]
     ranker: str
+    as_of: str | None
     data_window: list[str]
     metrics: dict[str, Any]
     versions: dict[str, str]

@@ -25,6 +25,20 @@ class Candidates:
     scores: Mapping[str, NDArray[np.float64]]
     ranks: Mapping[str, NDArray[np.float64]]
 
+    def about(self, post_ids: NDArray[np.int64]) -> "Candidates":
+        """Return what the sources say of given posts (ascending, distinct), proposed or not."""
+        at = np.minimum(np.searchsorted(self.post_ids, post_ids), max(len(self.post_ids) - 1, 0))
+        listed = self.post_ids[at] == post_ids if len(self.post_ids) else post_ids < post_ids
+
+        def of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+            taken = {}
+            for name, column in values.items():
+                taken[name] = np.full(len(post_ids), np.nan)
+                taken[name][listed] = column[at[listed]]
+            return taken
+
+        return Candidates(post_ids, of(self.scores), of(self.ranks))
+
 
 def union(lists: Mapping[str, SourceList]) -> Candidates:
     """Join the sources' lists into one set of posts; nothing proposed is dropped."""

@@ -1,7 +1,9 @@
 """From feature columns to the ranker's input matrix; the same code in training and in serving."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,12 @@ class InputEncoder:
                 )
             matrix[:, position] = column.cast(pa.float32(), safe=False).to_numpy()
         return matrix
+
+    @classmethod
+    def load(cls, path: Path, contract: Contract) -> "InputEncoder":
+        """Read the known categories from a json file that holds what `to_json` returned."""
+        categories = json.loads(path.read_text(encoding="utf-8"))
+        return cls(contract, {name: tuple(values) for name, values in categories.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return the known categories as JSON types."""

@@ -7,6 +7,7 @@ generation (the published bundle's id), so that readers never mix two.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import redis
@@ -99,7 +100,7 @@ def read_list(client: redis.Redis, prefix: str, user_id: int, sources: int) -> l
     return unpack(value, sources)
 
 
-def delete_generations(client: redis.Redis, project: str, keep: Iterable[str]) -> int:
+def delete_generations(client: Any, project: str, keep: Iterable[str]) -> int:
     """Delete the lists of every generation but those of ``keep``; return how many keys."""
     kept = tuple(key_prefix(project, generation).encode() for generation in keep)
     deleted = 0

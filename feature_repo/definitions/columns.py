@@ -73,7 +73,7 @@ def window_names(dataset: Dataset) -> tuple[str, ...]:
 def measures(dataset: Dataset) -> tuple[Measure, ...]:
     """Return what is counted: columns that would repeat another one are left out."""
     counted = [Measure("event_count", None)]
-    if dataset.has_impressions and not dataset.events.impressions.every:
+    if dataset.has_impressions and exposure(dataset) == "impression_count":
         counted.append(Measure("impression_count", "is_impression"))
     if not dataset.events.positive.every:
         counted.append(Measure("positive_count", "is_positive"))

@@ -1,6 +1,6 @@
 """The two entities. Their keys are the lake's dense ids, never the source's own."""
 
-from feast import Entity, ValueType
+from feast import Entity, FeatureView, ValueType
 
 user = Entity(
     name="user",
@@ -14,3 +14,9 @@ post = Entity(
     value_type=ValueType.INT64,
     description="Whatever is recommended; post_id is the lake's dense id.",
 )
+
+
+def key_of(view: FeatureView) -> str:
+    """Return the join key of a view of one entity; Feast itself knows it only after apply."""
+    keys: dict[str, str] = {user.name: user.join_key, post.name: post.join_key}
+    return keys[view.entities[0]]

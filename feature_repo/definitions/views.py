@@ -12,7 +12,6 @@ from feature_repo.dataset import Attribute, Dataset
 from feature_repo.definitions import columns as c
 from feature_repo.definitions.entities import post, user
 from feature_repo.definitions.sources import feature_table, request
-from feature_repo.transforms import request_features as compute_request_features
 from feature_repo.workspace import Workspace
 
 # Values hold until the next row: windows that empty are written as rows of their own.
@@ -146,7 +145,12 @@ def _text_clusters() -> list[Field]:
 
 def request_features(inputs: pd.DataFrame) -> pd.DataFrame:
     """Run `feature_repo.transforms.request_features` on the frame that Feast hands over."""
-    return pd.DataFrame(compute_request_features(inputs), index=inputs.index)
+    # Feast rebuilds this function from its source, without the globals of this module.
+    from feature_repo import transforms
+
+    return pd.DataFrame(
+        transforms.request_features({str(n): c for n, c in inputs.items()}), index=inputs.index
+    )
 
 
 def request_view(dataset: Dataset, views: list[FeatureView]) -> OnDemandFeatureView:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from feast import FeatureView
 
 from feature_repo.dataset import Dataset
+from feature_repo.definitions.entities import key_of
 from pipelines.features import (
     post_activity,
     post_profile,
@@ -62,7 +63,7 @@ def write_expressions(
     folder.mkdir(parents=True, exist_ok=True)
     for view in views:
         if view.name in EXPRESSIONS:
-            key = view.join_keys[0]
+            key = key_of(view)
             names = [key, "event_timestamp", *(field.name for field in view.features)]
             expression = EXPRESSIONS[view.name](tables, dataset).select(*names)
             path = folder / f"{view.name}.parquet"

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
@@ -65,9 +66,8 @@ class TextClusters:
 
     def distances(self, reduced: Floats) -> Floats:
         """Return Euclidean distances to the centres, shape (n, k)."""
-        difference = reduced[:, None, :] - self.centres[None, :, :]
-        result: Floats = np.sqrt((difference**2).sum(axis=2))
-        return result
+        distances: Floats = cdist(reduced, self.centres).astype(np.float32)
+        return distances
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (npz)."""

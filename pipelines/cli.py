@@ -1,0 +1,178 @@
+"""The command line ``feastrank``: one command per step, and all of them in order."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from feast.errors import FeastError
+from pydantic import ValidationError as SettingsError
+from pydantic_settings import BaseSettings, CliApp
+from pydantic_settings import SettingsError as SourceError
+from rich.console import Console
+
+from feastpack.errors import FeastpackError
+from feature_repo.dataset import DatasetError
+from pipelines.errors import PipelineError
+from serving.errors import ServingError
+from validation.errors import ValidationError
+
+EXPECTED_ERRORS = (
+    DatasetError,
+    FeastError,
+    FeastpackError,
+    PipelineError,
+    ServingError,
+    ValidationError,
+)
+# A gate that stops a run has an exit code of its own, so that schedulers can tell.
+EXIT_ERROR, EXIT_USAGE, EXIT_GATE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Parameters
+    ----------
+    summary
+        A line for the overview.
+    settings
+        ``module:class`` of its settings; imported when the command runs.
+    function
+        ``module:function`` that takes the settings and a console.
+    """
+
+    summary: str
+    settings: str
+    function: str
+
+    def load(self) -> tuple[type[BaseSettings], Callable[[Any, Console], None]]:
+        """Import the settings class and the function."""
+        return _named(self.settings), _named(self.function)
+
+
+def _step(name: str, summary: str) -> Command:
+    return Command(summary, "pipelines.settings:JobSettings", f"pipelines.commands:{name}")
+
+
+COMMANDS = {
+    "run": _step("run", "All steps in order; only what changed runs again."),
+    "ingest": _step("ingest", "Source files through the raw gates into the lake."),
+    "features": _step("features", "Lake to gated feature tables."),
+    "apply": _step("apply", "Register entities, views and services with Feast."),
+    "train": _step("train", "Candidates, training set (point in time), rankers."),
+    "evaluate": _step("evaluate", "Metrics on the test slice, report, gate of the model."),
+    "materialize": _step("materialize", "Latest features into Redis."),
+    "publish": _step("publish", "Lists into Redis and one bundle; flips what is served."),
+    "recommend": Command(
+        "Recommendations for one user, from Redis and the published bundle.",
+        "pipelines.settings:RecommendSettings",
+        "pipelines.commands:recommend",
+    ),
+    "init": Command(
+        "Propose a dataset description from your files.",
+        "pipelines.settings:InitSettings",
+        "pipelines.commands:init",
+    ),
+    "doctor": Command(
+        "What is installed, reachable, published, stale.",
+        "pipelines.settings:DatasetSettings",
+        "pipelines.doctor:doctor",
+    ),
+    "stop": Command(
+        "Stop the embedded Redis, if a killed run left it running.",
+        "pipelines.settings:DatasetSettings",
+        "pipelines.commands:stop",
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code.
+
+    0 done, 1 an error with its message, 2 wrong usage, 3 stopped by a gate.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console(soft_wrap=True)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _overview(console)
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        _complain(f"unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
+        return EXIT_USAGE
+    return _run(arguments[0], command, arguments[1:], console)
+
+
+def _run(name: str, command: Command, arguments: list[str], console: Console) -> int:
+    try:
+        settings_class, function = command.load()
+        settings = CliApp.run(
+            _titled(settings_class, name, command.summary),
+            cli_args=arguments,
+            cli_exit_on_error=True,
+        )
+    except (SettingsError, SourceError) as error:
+        _complain(f"{name}: {_settings_problem(error)}; see `feastrank {name} --help`")
+        return EXIT_USAGE
+    try:
+        function(settings, console)
+    except ValidationError as error:
+        _complain(f"stopped by a gate; nothing was published.\n{error}")
+        return EXIT_GATE
+    except EXPECTED_ERRORS as error:
+        _complain(str(error))
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to resume")
+        return 130
+    return 0
+
+
+def _titled(settings: type[BaseSettings], name: str, summary: str) -> type[BaseSettings]:
+    """Return the settings class with the command's own name and help."""
+    config = {"cli_prog_name": f"feastrank {name}", "cli_hide_none_type": True}
+    return type(
+        settings.__name__,
+        (settings,),
+        {
+            "__doc__": summary,
+            "model_config": {**settings.model_config, **config},
+            "__module__": __name__,
+        },
+    )
+
+
+def _settings_problem(error: Exception) -> str:
+    if not isinstance(error, SettingsError):
+        return str(error)
+    problems = [
+        f"--{'.'.join(map(str, e['loc'])).replace('_', '-')} {e['input']!r}: {e['msg']}"
+        for e in error.errors()
+    ]
+    return "; ".join(problems)
+
+
+def _overview(console: Console) -> None:
+    console.print("feastrank: recommendations from your Feast feature store\n", highlight=False)
+    console.print("usage: feastrank COMMAND [--flags]\n", highlight=False, markup=False)
+    for name, command in COMMANDS.items():
+        console.print(f"  [bold]{name:<12}[/] {command.summary}", highlight=False)
+    console.print("\n`feastrank COMMAND --help` lists a command's flags.", highlight=False)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"feastrank: {message}", style="red", highlight=False, markup=False
+    )
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

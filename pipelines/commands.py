@@ -1,0 +1,161 @@
+"""What each command does with its settings; imported only when a command runs."""
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from feastpack.embedded import stop as stop_server
+from feature_repo.dataset import Dataset
+from feature_repo.workspace import Workspace
+from pipelines.datasets.propose import propose
+from pipelines.errors import PipelineError
+from pipelines.evaluation.report import metrics_console
+from pipelines.job import apply as apply_step
+from pipelines.job import context as job
+from pipelines.job import evaluate as evaluate_step
+from pipelines.job import features as features_step
+from pipelines.job import ingest as ingest_step
+from pipelines.job import materialize as materialize_step
+from pipelines.job import publish as publish_step
+from pipelines.job import train as train_step
+from pipelines.settings import DatasetSettings, InitSettings, JobSettings, RecommendSettings
+from serving.recommender import Answer, Recommender
+
+
+def ingest(settings: JobSettings, console: Console) -> None:
+    """Bring the source's files into the lake."""
+    ingest_step.run(job.open_context(settings, console))
+
+
+def features(settings: JobSettings, console: Console) -> None:
+    """Compute the feature tables."""
+    features_step.run(job.open_context(settings, console))
+
+
+def apply(settings: JobSettings, console: Console) -> None:
+    """Register the dataset's Feast objects."""
+    apply_step.run(job.open_context(settings, console))
+
+
+def train(settings: JobSettings, console: Console) -> None:
+    """Build the training set and the rankers."""
+    train_step.run(job.open_context(settings, console))
+
+
+def evaluate(settings: JobSettings, console: Console) -> None:
+    """Measure, report, judge; print the table."""
+    context = job.open_context(settings, console)
+    evaluate_step.run(context)
+    _print_metrics(context)
+
+
+def materialize(settings: JobSettings, console: Console) -> None:
+    """Write the latest features into Redis."""
+    materialize_step.run(job.open_context(settings, console))
+
+
+def publish(settings: JobSettings, console: Console) -> None:
+    """Publish a generation."""
+    publish_step.run(job.open_context(settings, console))
+
+
+def run(settings: JobSettings, console: Console) -> None:
+    """Run all steps, then show recommendations, metrics and where the report lies."""
+    context = job.open_context(settings, console)
+    console.print(f"[bold]{context.dataset.name}[/]: {context.description}", highlight=False)
+    for step in (
+        ingest_step,
+        features_step,
+        apply_step,
+        train_step,
+        evaluate_step,
+        materialize_step,
+        publish_step,
+    ):
+        step.run(context)
+    recommender = _recommender(context.workspace)
+    for user in _examples(context):
+        _print_answer(recommender.recommend(user, 5, explain=True), console)
+    _print_metrics(context)
+
+
+def recommend(settings: RecommendSettings, console: Console) -> None:
+    """Answer one request."""
+    dataset = Dataset.read(job.description_path(settings))
+    recommender = _recommender(Workspace(settings.home.resolve(), dataset.name))
+    _print_answer(recommender.recommend(settings.user, settings.k, explain=True), console)
+
+
+def init(settings: InitSettings, console: Console) -> None:
+    """Propose a description and say what was assumed."""
+    if settings.output.exists() and not settings.force:
+        raise PipelineError(
+            f"{settings.output}: exists already; pass --force to overwrite it, or --output"
+        )
+    name = settings.name or settings.output.resolve().stem
+    text, assumptions = propose(
+        settings.users, settings.posts, settings.events, name, settings.output.resolve().parent
+    )
+    settings.output.write_text(text, encoding="utf-8")
+    console.print(f"{settings.output} written. Assumed, for you to check:", highlight=False)
+    for assumption in assumptions:
+        console.print(f"  - {assumption}", highlight=False, markup=False)
+    console.print(f"Next: feastrank run --dataset {settings.output}", highlight=False)
+
+
+def stop(settings: DatasetSettings, console: Console) -> None:
+    """Stop the embedded Redis of the state folder."""
+    stopped = stop_server(settings.home.resolve() / "redis")
+    console.print("embedded Redis stopped" if stopped else "no embedded Redis was running")
+
+
+def _recommender(workspace: Workspace) -> Recommender:
+    return Recommender(workspace.bundles, job.open_store(workspace))
+
+
+def _examples(context: job.Context) -> list[str]:
+    """Return the ids of three users of the test slice: with much, some and little history."""
+    relevant = pq.read_table(train_step.TrainingFiles(context.workspace.training).relevant)
+    users = pc.unique(relevant.filter(pc.equal(relevant["slice"], train_step.TEST))["user_id"])
+    events = features_step.read_events(context.workspace.lake, "user_id")
+    counts = (
+        events.filter(pc.is_in(events["user_id"], users))
+        .group_by("user_id")
+        .aggregate([("user_id", "count")])
+    )
+    ordered = counts.sort_by([("user_id_count", "descending"), ("user_id", "ascending")])
+    chosen = [ordered["user_id"][i].as_py() for i in (0, len(ordered) // 2, len(ordered) - 1)]
+    ids = pq.read_table(context.workspace.lake / "ids" / "users.parquet")
+    external = dict(zip(ids["user_id"].to_pylist(), ids["external_id"].to_pylist(), strict=True))
+    return [external[user] for user in dict.fromkeys(chosen)]
+
+
+def _print_answer(answer: Answer, console: Console) -> None:
+    known = "" if answer.is_known else " (unknown: popular posts, ranked)"
+    table = Table(
+        title=f"user {answer.user}{known}: {answer.milliseconds:.1f} ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("", "post", "proposed by (rank)", "moved the score most"):
+        table.add_column(column)
+    for place, one in enumerate(answer.recommendations, 1):
+        reason = one.reason
+        sources = [f"{name} {rank}" for name, rank in reason.sources.items()] if reason else []
+        moved = [f"{name} {value:+.2f}" for name, value in reason.contributions] if reason else []
+        table.add_row(
+            str(place), escape(one.title or one.post), ", ".join(sources), ", ".join(moved)
+        )
+    console.print(table)
+
+
+def _print_metrics(context: job.Context) -> None:
+    report = evaluate_step.report_of(context)
+    context.console.print(metrics_console(report))
+    place = context.workspace.reports
+    context.console.print(f"report     {place / 'report.html'}", highlight=False)
+    context.console.print(f"Data Docs  {place / 'data_docs' / 'index.html'}", highlight=False)

@@ -1,0 +1,126 @@
+"""``feastrank doctor``: what is installed, reachable, published and stale."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import redis
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from feastpack.embedded import find_redis_server
+from feastpack.errors import FeastpackError
+from feature_repo.contract import registered_contract
+from feature_repo.dataset import Dataset
+from feature_repo.workspace import Workspace
+from pipelines.errors import PipelineError
+from pipelines.job.context import STEPS, description_path, open_store
+from pipelines.settings import DatasetSettings
+from pipelines.steps import Ledger
+from serving.bundle import current_generation, open_current
+from serving.errors import ServingError
+from serving.recommender import redis_of
+
+LIBRARIES = (
+    *("feast", "duckdb", "ibis-framework", "pyarrow", "pandas", "numpy", "redis"),
+    *("great-expectations", "implicit", "lightgbm", "catboost", "torch", "sentence-transformers"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; ``advice`` is what to do, empty if nothing."""
+
+    what: str
+    found: str
+    advice: str = ""
+
+
+class DoctorError(PipelineError):
+    """Something is missing or does not answer; the findings say what and what to do."""
+
+
+def doctor(settings: DatasetSettings, console: Console) -> None:
+    """Print the diagnosis.
+
+    Raises
+    ------
+    DoctorError
+        If any finding needs something to be done.
+    """
+    findings = list(diagnose(settings))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "what", "found", "to do"):
+        table.add_column(column)
+    for one in findings:
+        table.add_row(
+            "[red]x[/]" if one.advice else "[green]ok[/]", one.what, one.found, one.advice
+        )
+    console.print(table)
+    wrong = [one for one in findings if one.advice]
+    if wrong:
+        raise DoctorError(f"{len(wrong)} of {len(findings)} findings need something done")
+
+
+def diagnose(settings: DatasetSettings) -> Iterator[Finding]:
+    """Yield everything that can be said of the installation and of the dataset's state."""
+    for name in LIBRARIES:
+        yield _library(name)
+    yield _redis_server()
+    dataset = Dataset.read(description_path(settings))
+    workspace = Workspace(settings.home.resolve(), dataset.name)
+    yield Finding("dataset", f"{dataset.name} ({description_path(settings)})")
+    yield from _steps(Ledger(workspace.steps))
+    yield from _online(workspace)
+
+
+def _library(name: str) -> Finding:
+    try:
+        return Finding(name, version(name))
+    except PackageNotFoundError:
+        return Finding(name, "not installed", "run `make install`")
+
+
+def _redis_server() -> Finding:
+    try:
+        return Finding("redis-server", str(find_redis_server()))
+    except FeastpackError as error:
+        return Finding("redis-server", "none", str(error))
+
+
+def _steps(ledger: Ledger) -> Iterator[Finding]:
+    for name in STEPS:
+        record = ledger.find(name)
+        if record is None:
+            yield Finding(name, "never run", f"run `feastrank {name}` or `feastrank run`")
+            continue
+        finished = datetime.fromisoformat(record.finished)
+        age = datetime.now(UTC) - finished
+        found = f"{record.finished}, {age.days} days ago; {record.facts.get('summary', '')}"
+        gone = not ledger.is_current(name, record.key)
+        yield Finding(name, found, "its files are gone; run `feastrank run`" if gone else "")
+
+
+def _online(workspace: Workspace) -> Iterator[Finding]:
+    if not workspace.feature_store_yaml.exists():
+        yield Finding("feature store", "not applied", "run `feastrank apply`")
+        return
+    store = open_store(workspace)
+    try:
+        client = redis_of(store)
+        info = client.info("server")
+        yield Finding("online store", f"Redis {info['redis_version']}, port {info['tcp_port']}")
+    except (redis.RedisError, FeastpackError) as error:
+        yield Finding("online store", f"no answer: {error}", "start Redis, or check REDIS_URL")
+    for view in store.list_feature_views():
+        until = view.most_recent_end_time
+        found = f"materialized until {until:%Y-%m-%d %H:%M} UTC" if until else "not materialized"
+        yield Finding(view.name, found, "" if until else "run `feastrank materialize`")
+    try:
+        _, manifest = open_current(workspace.bundles, registered_contract(store).hash)
+        yield Finding("bundle", f"{manifest.generation}, published {manifest.created}")
+    except ServingError as error:
+        generation = current_generation(workspace.bundles)
+        yield Finding("bundle", generation or "none published", str(error))

@@ -1,0 +1,1 @@
+"""The main job: one module per step, in the order raw tables to published bundle."""

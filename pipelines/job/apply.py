@@ -1,0 +1,74 @@
+"""Step apply: register the dataset's entities, views and services with Feast."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from feast import FeatureStore
+from feast.feature_view import DUMMY_ENTITY
+
+from feature_repo.contract import contract_of, registered_contract
+from feature_repo.definitions.repository import objects
+from pipelines.job.context import FEATURE_REPO, Context, open_store
+from pipelines.steps import StepRecord, code_key, content_key
+
+NAME = "apply"
+
+
+def run(context: Context) -> StepRecord:
+    """Write the dataset's Feast configuration and register its objects.
+
+    The same as ``feast apply`` in ``feature_repo/``; nothing else has to have run before.
+    """
+    workspace = context.workspace
+    key = content_key(
+        NAME,
+        context.dataset.fingerprint(),
+        (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8"),
+        code_key("feature_repo"),
+    )
+    outputs = [workspace.registry, workspace.feature_store_yaml, workspace.dataset_toml]
+    return context.step(NAME, key, outputs, lambda _: _apply(context))
+
+
+def _apply(context: Context) -> Mapping[str, Any]:
+    workspace = context.workspace
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    workspace.feature_store_yaml.write_text(_configuration(context), encoding="utf-8")
+    if context.description.resolve() != workspace.dataset_toml.resolve():
+        shutil.copyfile(context.description, workspace.dataset_toml)
+    store = open_store(workspace)
+    wanted = objects(context.dataset, workspace)
+    store.apply(wanted, objects_to_delete=_obsolete(store, wanted), partial=False)
+    contract = contract_of(wanted[-1])
+    if registered_contract(store).hash != contract.hash:
+        raise AssertionError("Feast registered other ranker inputs than were applied")
+    views = len(store.list_feature_views())
+    return {
+        "contract": contract.hash,
+        "summary": f"{views} feature views, {len(contract.inputs)} ranker inputs",
+    }
+
+
+def _configuration(context: Context) -> str:
+    """Return the shipped configuration, for this dataset's project and folders."""
+    workspace = context.workspace
+    text = (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8")
+    head = f"# Written by `feastrank apply` for {context.dataset.name}.\n"
+    text = re.sub(r"\A(#.*\n)*", head, text)
+    text = re.sub(r"(?m)^project: .*$", f"project: {workspace.name}", text)
+    text = re.sub(r"(?m)^registry: .*$", f"registry: {workspace.registry}", text)
+    return re.sub(r"embedded:\S+?(?=[\"'\s])", f"embedded:{workspace.redis}", text)
+
+
+def _obsolete(store: FeatureStore, wanted: list[Any]) -> list[Any]:
+    """Return what is registered under a name that the description no longer asks for."""
+    names = {(type(o).__name__, o.name) for o in wanted}
+    registered = [
+        *store.list_feature_services(),
+        *store.list_on_demand_feature_views(),
+        *store.list_feature_views(),
+        *(e for e in store.list_entities() if e.name != DUMMY_ENTITY.name),
+    ]
+    return [o for o in registered if (type(o).__name__, o.name) not in names]

@@ -1,0 +1,163 @@
+"""What every step of the main job is handed, and how a step is run, timed and skipped."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from feast import FeatureStore
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from feature_repo.dataset import Dataset
+from feature_repo.definitions.repository import DEFAULT_DATASET
+from feature_repo.workspace import Workspace
+from pipelines.errors import MissingStepError
+from pipelines.settings import DatasetSettings, JobSettings
+from pipelines.steps import Ledger, StepRecord
+
+FEATURE_REPO = DEFAULT_DATASET.parents[1]
+STEPS = ("ingest", "features", "apply", "train", "evaluate", "materialize", "publish")
+Bar = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """One dataset's job: its settings, description, folders and records of steps."""
+
+    settings: JobSettings
+    dataset: Dataset
+    description: Path
+    workspace: Workspace
+    ledger: Ledger
+    console: Console
+
+    def record(self, name: str) -> StepRecord:
+        """Return the record of an earlier step.
+
+        Raises
+        ------
+        MissingStepError
+            If it was never run.
+        """
+        record = self.ledger.find(name)
+        if record is None:
+            raise MissingStepError(
+                f"{self.dataset.name}: the step {name} has not been run; run `feastrank {name} "
+                f"--dataset {self.settings.dataset}` first, or `feastrank run` for all steps"
+            )
+        return record
+
+    def step(
+        self,
+        name: str,
+        key: str,
+        outputs: Iterable[Path],
+        work: Callable[["Progresses"], Mapping[str, Any]],
+        *,
+        is_there: Callable[[], bool] = lambda: True,
+    ) -> StepRecord:
+        """Run ``work`` unless ``name`` finished with ``key`` before; print one line either way.
+
+        Parameters
+        ----------
+        outputs
+            Files and folders that ``work`` writes.
+        is_there
+            Whether what ``work`` wrote elsewhere (in Redis) is still there.
+        """
+        if self.ledger.is_current(name, key) and is_there():
+            record = self.record(name)
+            self._print(name, "unchanged", record)
+            return record
+        start = time.monotonic()
+        with progress_bars(self.console) as bars:
+            facts = work(bars)
+        record = self.ledger.write(name, key, outputs, facts, start)
+        self._print(name, f"{record.seconds:.1f} s", record)
+        return record
+
+    def _print(self, name: str, duration: str, record: StepRecord) -> None:
+        summary = record.facts.get("summary", "")
+        self.console.print(
+            f"[bold]{name:<12}[/] {duration:>10}  {summary}", highlight=False, soft_wrap=True
+        )
+
+
+class Progresses:
+    """Progress bars of one step; each appears with its first report and stays two lines short."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def bar(self, title: str) -> Bar:
+        """Return a function that takes (done, total) and draws the bar ``title``."""
+        tasks: list[Any] = []
+
+        def report(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(self._progress.add_task(title, total=total))
+            self._progress.update(tasks[0], completed=done, total=total)
+
+        return report
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progresses]:
+    """Show progress bars while a step runs, and remove them afterwards."""
+    columns = (
+        TextColumn("  {task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Progresses(progress)
+
+
+def open_context(settings: JobSettings, console: Console) -> Context:
+    """Read the description and lay out the dataset's folders.
+
+    Raises
+    ------
+    feature_repo.dataset.DatasetError
+        If the description cannot be read.
+    """
+    description = description_path(settings)
+    dataset = Dataset.read(description)
+    workspace = Workspace(settings.home.resolve(), dataset.name)
+    return Context(settings, dataset, description, workspace, Ledger(workspace.steps), console)
+
+
+def description_path(settings: DatasetSettings) -> Path:
+    """Return the file of a description that is named, or that comes with feastrank."""
+    shipped = FEATURE_REPO / "datasets" / f"{settings.dataset}.toml"
+    return shipped if shipped.exists() else Path(settings.dataset)
+
+
+def open_store(workspace: Workspace) -> FeatureStore:
+    """Open the dataset's feature store, as Feast's own commands would.
+
+    Raises
+    ------
+    MissingStepError
+        If the step apply has not been run.
+    """
+    if not workspace.feature_store_yaml.exists():
+        raise MissingStepError(
+            f"{workspace.name}: no feature store yet; run `feastrank apply`, or `feastrank run` "
+            "for all steps"
+        )
+    return FeatureStore(repo_path=str(FEATURE_REPO), fs_yaml_file=workspace.feature_store_yaml)
+
+
+def moment_of(settings: JobSettings, last_event: datetime) -> datetime:
+    """Return the moment that online features are for; see ``JobSettings.as_of``."""
+    if settings.as_of is not None:
+        given = settings.as_of
+        return given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
+    now = datetime.now(UTC)
+    return now if (now - last_event).days <= 28 else last_event

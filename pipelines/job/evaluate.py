@@ -1,0 +1,252 @@
+"""Step evaluate: every list on the test slice, the report, and the gate of the model."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo.contract import registered_contract
+from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.merge import reciprocal_rank_fusion
+from pipelines.evaluation import report as r
+from pipelines.evaluation.calibration import Sigmoid, expected_calibration_error, reliability_bins
+from pipelines.evaluation.metrics import Evaluation, evaluate_lists, recall_curve, union_of_sources
+from pipelines.evaluation.split import warm_and_cold_users
+from pipelines.job.context import STEPS, Context, open_store
+from pipelines.job.features import read_events, slices_of
+from pipelines.job.gates import data_docs, judge, results_folder
+from pipelines.job.train import TEST, TrainingFiles, named_slices, ranked
+from pipelines.ranking.training_set import LABEL, SLICE, encode
+from pipelines.steps import StepRecord, code_key, content_key, read_json
+from serving.bundle import current_generation, read_manifest
+from serving.inputs import InputEncoder
+from serving.ranker import load_ranker
+
+NAME = "evaluate"
+RANKED = "two_stage"
+POPULAR_ALL_TIME = "popular_all_time"
+METRIC = "ndcg@10"
+CUTOFFS = (5, 10, 100)
+LIBRARIES = ("feast", "duckdb", "pyarrow", "numpy", "lightgbm", "catboost", "implicit")
+
+
+def run(context: Context) -> StepRecord:
+    """Measure, report, and judge the model against what is published and against popularity."""
+    train = context.record("train")
+    key = content_key(NAME, train.key, code_key("pipelines.evaluation", "pipelines.job.evaluate"))
+    outputs = [context.workspace.reports / name for name in ("report.json", "report.html")]
+    record = context.step(NAME, key, outputs, lambda _: _Evaluation(context).run())
+    _gate(context, record)
+    return record
+
+
+def report_of(context: Context) -> r.Report:
+    """Read the last report back."""
+    context.record(NAME)
+    path = context.workspace.reports / "report.json"
+    return r.Report.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+class _Evaluation:
+    """One run of the step."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.files = TrainingFiles(context.workspace.training)
+        self.rng = np.random.default_rng(context.settings.seed)
+        events = ("user_id", "post_id", "event_time", "is_positive")
+        self.events = read_events(context.workspace.lake, *events)
+        self.slices = slices_of(self.events, context.settings)
+        test_start = pa.scalar(self.slices.test.start, pa.timestamp("us", tz="UTC"))
+        self.past = self.events.filter(pc.less(self.events["event_time"], test_start))
+        relevant = pq.read_table(self.files.relevant)
+        self.relevant = relevant.filter(pc.equal(relevant[SLICE], TEST))
+
+    def run(self) -> Mapping[str, Any]:
+        lists = self._lists()
+        warm, cold = warm_and_cold_users(self.past["user_id"], self.relevant["user_id"])
+        of_warm = {name: self._measure(table, warm) for name, table in lists.items()}
+        results = [r.ModelResult.of(n, _kind(n), e, rng=self.rng) for n, e in of_warm.items()]
+        content = r.Report(
+            run=self._run(),
+            results=tuple(results),
+            differences=self._differences(results, of_warm),
+            candidate_recall=self._recall(lists, warm),
+            rankers=self._rankers(),
+            feature_importances=self.ranker.importances(),
+            calibration=self._calibration(lists[RANKED]),
+            cold_users=self._cold(lists, cold),
+            gates=self._gates(),
+        )
+        _, page = r.write_report(content, self.context.workspace.reports)
+        best = r.best_source(results)
+        means = content.ranked.means
+        return {
+            "metrics": dict(means),
+            "popularity": dict(of_warm[POPULAR_ALL_TIME].means),
+            "users": len(warm),
+            "report": str(page),
+            "summary": f"NDCG@10 {means[METRIC]:.4f} ranked, "
+            f"{of_warm[best].means[METRIC]:.4f} best single source ({best}), "
+            f"{of_warm[POPULAR_ALL_TIME].means[METRIC]:.4f} popularity of all time",
+        }
+
+    def _lists(self) -> dict[str, pa.Table]:
+        """Return the ranked list, the fusion, each source and the popularity baseline."""
+        requests = pq.read_table(self.files.requests)
+        requests = requests.filter(pc.equal(requests[SLICE], TEST))
+        examples = pq.read_table(self.files.examples)
+        self.examples = encode(self._encoder(), examples, [TEST])
+        self.ranker = load_ranker(self._ranker_path())
+        scores = self.ranker.predict(self.examples.matrix)
+        return {
+            RANKED: ranked(self.examples.keys, scores),
+            "rrf": reciprocal_rank_fusion(requests, max(CUTOFFS)),
+            **{source: _list_of(requests, source) for source in CANDIDATE_SOURCES},
+            POPULAR_ALL_TIME: pq.read_table(self.files.popular_all_time),
+        }
+
+    def _encoder(self) -> InputEncoder:
+        contract = registered_contract(open_store(self.context.workspace))
+        return InputEncoder.load(self.files.categories, contract)
+
+    def _ranker_path(self) -> Path:
+        return next(self.files.folder.glob("ranker.*"))
+
+    def _measure(self, lists: pa.Table, users: np.ndarray[Any, Any]) -> Evaluation:
+        chosen = pa.array(users)
+        return evaluate_lists(
+            lists.filter(pc.is_in(lists["user_id"], chosen)),
+            self.relevant.filter(pc.is_in(self.relevant["user_id"], chosen)),
+            cutoffs=CUTOFFS,
+            catalogue_size=self.context.record("ingest").facts["posts"],
+            train_pairs=self.past.select(["user_id", "post_id"]),
+        )
+
+    def _differences(
+        self, results: list[r.ModelResult], evaluations: dict[str, Evaluation]
+    ) -> tuple[r.Difference, ...]:
+        baselines = dict.fromkeys([r.best_source(results), "rrf", POPULAR_ALL_TIME])
+        return tuple(
+            difference
+            for baseline in baselines
+            for difference in r.differences_to(RANKED, baseline, evaluations, rng=self.rng)
+        )
+
+    def _recall(
+        self, lists: dict[str, pa.Table], warm: np.ndarray[Any, Any]
+    ) -> tuple[r.RecallCurve, ...]:
+        chosen = pa.array(warm)
+        relevant = self.relevant.filter(pc.is_in(self.relevant["user_id"], chosen))
+        sources = {name: lists[name] for name in CANDIDATE_SOURCES}
+        sources["union"] = union_of_sources(list(sources.values()))
+        return tuple(
+            r.RecallCurve(source=name, recall=tuple(recall_curve(table, relevant)))
+            for name, table in sources.items()
+        )
+
+    def _cold(self, lists: dict[str, pa.Table], cold: np.ndarray[Any, Any]) -> r.ColdUsers:
+        if not len(cold):
+            return r.ColdUsers(users=0)
+        # Who is unknown gets the popular list, in serving too.
+        measured = self._measure(lists["popular"], cold)
+        result = r.ModelResult.of("popular", "source", measured, rng=self.rng)
+        return r.ColdUsers(users=len(cold), result=result)
+
+    def _rankers(self) -> tuple[r.RankerTrial, ...]:
+        facts = self.context.record("train").facts
+        return tuple(
+            r.RankerTrial(
+                name=name,
+                validation_ndcg_10=trial["validation_ndcg@10"],
+                prediction_us_per_request=trial["prediction_us_per_500_posts"],
+                training_seconds=trial["training_seconds"],
+                chosen=name == facts["ranker"],
+            )
+            for name, trial in facts["rankers"].items()
+        )
+
+    def _calibration(self, ranked_list: pa.Table) -> r.Calibration:
+        fitted_on = pq.read_table(self.files.validation_scores)
+        sigmoid = Sigmoid.fit(
+            fitted_on["score"].to_numpy().astype(np.float64), fitted_on[LABEL].to_numpy() == 1
+        )
+        scores = self.ranker.predict(self.examples.matrix).astype(np.float64)
+        bins = reliability_bins(sigmoid.probability(scores), self.examples.labels == 1)
+        return r.Calibration(
+            method="A sigmoid is fitted on the validation slice, to the scores of the chosen "
+            "ranker before it had seen that slice; the bins are of the test slice.",
+            bins=bins,
+            expected_calibration_error=expected_calibration_error(bins),
+        )
+
+    def _gates(self) -> tuple[r.GateOutcome, ...]:
+        folder = results_folder(self.context)
+        outcomes = [read_json(path) for path in sorted(folder.glob("*.json"))]
+        docs = data_docs(self.context).relative_to(self.context.workspace.reports)
+        return tuple(
+            r.GateOutcome(
+                name=o["gate"],
+                passed=o["success"],
+                expectations=len(o["checks"]),
+                docs=f"{docs}/{o['gate']}.html",
+            )
+            for o in outcomes
+        )
+
+    def _run(self) -> r.Run:
+        ingest = self.context.record("ingest").facts
+        history = self.slices.history
+        spans = [("history", history), *named_slices(self.slices)]
+        finished = [name for name in STEPS if self.context.ledger.find(name)]
+        return r.Run(
+            dataset=self.context.dataset.name,
+            has_clock=self.context.dataset.has_clock,
+            users=ingest["users"],
+            posts=ingest["posts"],
+            events=ingest["events"],
+            spans=tuple(
+                r.Span(name=n, start=s.start, end=s.end, positives=s.positives) for n, s in spans
+            ),
+            steps=tuple(
+                r.Step(name=name, seconds=self.context.record(name).seconds)
+                for name in finished
+                if STEPS.index(name) < STEPS.index(NAME)
+            ),
+            versions={name: version(name) for name in LIBRARIES},
+            seed=self.context.settings.seed,
+        )
+
+
+def _kind(name: str) -> r.Kind:
+    return "ranked" if name == RANKED else "fusion" if name == "rrf" else "source"
+
+
+def _list_of(requests: pa.Table, source: str) -> pa.Table:
+    """Return one source's list out of merged candidates."""
+    proposed = requests.filter(pc.is_valid(requests[f"{source}_rank"]))
+    columns = ["user_id", "post_id", f"{source}_rank"]
+    return proposed.select(columns).rename_columns(["user_id", "post_id", "rank"])
+
+
+def _gate(context: Context, record: StepRecord) -> None:
+    # great-expectations takes seconds to import, which a skipped step need not pay.
+    from validation.suites.model import model, model_table
+
+    bundles = context.workspace.bundles
+    generation = current_generation(bundles)
+    published = read_manifest(bundles / generation).metrics if generation else None
+    table = model_table(
+        record.facts["metrics"],
+        metric=METRIC,
+        popularity=record.facts["popularity"],
+        evaluated_users=record.facts["users"],
+        published=published,
+        tolerance=context.settings.max_metric_drop,
+    )
+    judge(context, model(table, metric=METRIC), table)

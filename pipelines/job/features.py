@@ -1,0 +1,106 @@
+"""Step features: lake in, one gated parquet file per feature view out."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from feast import FeatureView
+from feast.types import from_feast_to_pyarrow_type
+
+from feature_repo.definitions.columns import WINDOWS_DAYS
+from feature_repo.definitions.entities import key_of
+from feature_repo.definitions.views import feature_views
+from pipelines.evaluation.split import Slices, time_slices
+from pipelines.features.build import TextSettings, write_expressions, write_text_views
+from pipelines.features.tables import connect, open_lake
+from pipelines.job.context import Context, Progresses
+from pipelines.job.gates import judge
+from pipelines.settings import JobSettings
+from pipelines.steps import StepRecord, code_key, content_key
+
+NAME = "features"
+# An event leaves the longest window at a midnight that many days after the next one.
+HORIZON = timedelta(days=max(WINDOWS_DAYS) + 1)
+
+
+def run(context: Context) -> StepRecord:
+    """Compute the feature tables, judge each by its gate, then put them into place."""
+    ingest = context.record("ingest")
+    settings = context.settings
+    key = content_key(
+        NAME,
+        ingest.key,
+        settings.text_model,
+        [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
+        code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
+    )
+    return context.step(
+        NAME, key, [context.workspace.features], lambda bars: _compute(context, bars)
+    )
+
+
+def read_events(lake: Path, *columns: str) -> pa.Table:
+    """Read columns of all the lake's events, in the source's order."""
+    events = ds.dataset(lake / "events", format="parquet", partitioning="hive")
+    names = [*columns] if "event_order" in columns else [*columns, "event_order"]
+    return events.to_table(columns=names).sort_by("event_order")
+
+
+def slices_of(events: pa.Table, settings: JobSettings) -> Slices:
+    """Cut time as the settings say; ``events`` needs event_time and is_positive."""
+    return time_slices(
+        events["event_time"],
+        events["is_positive"],
+        test_share=settings.test_share,
+        slices=settings.label_slices,
+        slice_share=settings.slice_share,
+    )
+
+
+def _compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
+    workspace, settings = context.workspace, context.settings
+    events = read_events(workspace.lake, "event_time", "is_positive")
+    slices = slices_of(events, settings)
+    views = feature_views(context.dataset, workspace)
+    staging = workspace.root / ".features-staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    tables = open_lake(backend := connect(), workspace.lake)
+    progress = bars.bar("feature views")
+    rows: dict[str, int] = {}
+    for name, count in write_expressions(backend, tables, context.dataset, views, staging):
+        rows[name] = count
+        progress(len(rows), len(views))
+    if context.dataset.has_text:
+        text = TextSettings(
+            model=settings.text_model,
+            cache=workspace.home / "embeddings",
+            fit_before=pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC")),
+            seed=settings.seed,
+        )
+        rows.update(write_text_views(tables, text, staging, bars.bar("texts embedded")))
+    _gate(context, views, staging, pc.max(events["event_time"]).as_py())
+    shutil.rmtree(workspace.features, ignore_errors=True)
+    staging.rename(workspace.features)
+    total = sum(rows.values())
+    return {"rows": rows, "summary": f"{len(rows)} views, {total:,} rows, gates passed"}
+
+
+def _gate(context: Context, views: list[FeatureView], folder: Path, last_event: datetime) -> None:
+    # great-expectations takes seconds to import, which a skipped step need not pay.
+    from validation.suites.features import features
+
+    for view in views:
+        schema = pa.schema(
+            [
+                pa.field(key_of(view), pa.int64()),
+                pa.field("event_timestamp", pa.timestamp("us", tz="UTC")),
+                *(pa.field(f.name, from_feast_to_pyarrow_type(f.dtype)) for f in view.features),
+            ]
+        )
+        suite = features(view.name, schema, [key_of(view)], last_event, horizon=HORIZON)
+        judge(context, suite, folder / f"{view.name}.parquet")

@@ -1,0 +1,103 @@
+"""Step ingest: source files to raw tables, through the raw gates, into the lake."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.datasets.fetch import fetch
+from pipelines.datasets.files import find_files
+from pipelines.datasets.lake import recover, write_lake
+from pipelines.datasets.normalise import RawTables, read_raw
+from pipelines.job.context import Bar, Context, Progresses
+from pipelines.job.gates import judge
+from pipelines.steps import StepRecord, code_key, content_key
+
+NAME = "ingest"
+
+
+def run(context: Context) -> StepRecord:
+    """Bring the dataset's files into the lake, unless neither they nor the description changed."""
+    recover(context.workspace.lake)
+    base = _base_folder(context)
+    key = content_key(
+        NAME,
+        context.dataset.fingerprint(),
+        _stamps(context, base),
+        context.settings.drop_orphans,
+        code_key("pipelines.datasets", "feature_repo.dataset", "validation"),
+    )
+    return context.step(
+        NAME, key, [context.workspace.lake], lambda bars: _ingest(context, base, bars)
+    )
+
+
+def _base_folder(context: Context) -> Path:
+    if context.settings.data is not None:
+        return context.settings.data
+    if context.dataset.fetch is not None:
+        return fetch(
+            context.dataset,
+            context.workspace.downloads,
+            lambda text: context.console.print(f"  {text}", highlight=False),
+        )
+    return context.description.parent
+
+
+def _stamps(context: Context, base: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and modification time of every source file."""
+    dataset = context.dataset
+    tables = {"users": dataset.users, "posts": dataset.posts, "events": dataset.events}
+    files = [
+        file
+        for name, source in tables.items()
+        if source is not None
+        for file in find_files(base, source, name)
+    ]
+    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]:
+    raw_folder = context.workspace.root / ".raw"
+    drawn: dict[str, Bar] = {}
+
+    def progress(title: str, rows: int, share: float) -> None:
+        bar = drawn.setdefault(title, bars.bar(title))
+        bar(rows, round(rows / share) if share > 0 else rows)
+
+    try:
+        raw = read_raw(context.dataset, base, raw_folder, progress)
+        _gate(context, raw)
+        result = write_lake(
+            raw,
+            context.workspace.lake,
+            drop_orphans=context.settings.drop_orphans,
+            on_progress=progress,
+        )
+    finally:
+        shutil.rmtree(raw_folder, ignore_errors=True)
+    removed = f", {result.duplicates:,} duplicates removed" if result.duplicates else ""
+    orphans = f", {result.orphans:,} orphans dropped" if result.orphans else ""
+    return {
+        **asdict(result),
+        "summary": f"{result.users:,} users, {result.posts:,} posts, {result.events:,} events "
+        f"({result.new_events:,} new{removed}{orphans}), gates passed",
+    }
+
+
+def _gate(context: Context, raw: RawTables) -> None:
+    # great-expectations takes seconds to import, which a skipped step need not pay.
+    from validation.suites.raw_entities import raw_posts, raw_users
+    from validation.suites.raw_events import raw_events
+
+    now = datetime.now(UTC)
+    references: dict[str, Path] = {}
+    for name, table, suite in (("users", raw.users, raw_users), ("posts", raw.posts, raw_posts)):
+        if table is not None:
+            judge(context, suite(raw.dataset, now), table)
+            references[name] = table
+    if context.settings.drop_orphans:
+        references.clear()
+    judge(context, raw_events(raw.dataset, now, references=references), raw.events, references)

@@ -1,0 +1,168 @@
+"""Step publish: final candidates into Redis, then one bundle, then one pointer flipped."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo.contract import registered_contract
+from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.interactions import Interactions
+from pipelines.job.context import Context, Progresses, open_store
+from pipelines.job.evaluate import LIBRARIES
+from pipelines.job.features import read_events
+from pipelines.job.train import TrainingFiles, generators, recommend_with
+from pipelines.steps import StepRecord, code_key, content_key
+from serving.bundle import Manifest, current_generation, publish
+from serving.lists import SourceList, delete_generations, key_prefix, write_lists
+from serving.recommender import redis_of
+
+NAME = "publish"
+# The published one and the one before it.
+GENERATIONS_KEPT = 2
+POPULAR = "popular"
+
+
+def run(context: Context) -> StepRecord:
+    """Fit the generators on all events, write their lists, publish the judged ranker with them."""
+    evaluate, materialize = context.record("evaluate"), context.record("materialize")
+    key = content_key(
+        NAME,
+        evaluate.key,
+        materialize.key,
+        code_key("pipelines.job.publish", "serving.bundle", "serving.lists"),
+    )
+    publication = _Publication(context, generation=key[:12])
+    return context.step(
+        NAME, key, [publication.folder], publication.run, is_there=publication.is_current
+    )
+
+
+class _Publication:
+    """One generation on its way out."""
+
+    def __init__(self, context: Context, generation: str) -> None:
+        self.context = context
+        self.generation = generation
+        self.folder = context.workspace.bundles / generation
+        self.store = open_store(context.workspace)
+        self.redis = redis_of(self.store)
+        self.prefix = key_prefix(context.dataset.name, generation)
+
+    def is_current(self) -> bool:
+        """Whether the generation is the published one and its lists are in Redis."""
+        return (
+            current_generation(self.context.workspace.bundles) == self.generation
+            and self.redis.get(f"{self.prefix}complete") is not None
+        )
+
+    def run(self, bars: Progresses) -> Mapping[str, Any]:
+        """Write lists first and the pointer last: until then nobody reads this generation."""
+        columns = ("user_id", "post_id", "event_time", "weight")
+        interactions = Interactions.from_table(read_events(self.context.workspace.lake, *columns))
+        users = pc.unique(pq.read_table(self.context.workspace.lake / "users")["user_id"])
+        lists, strangers = self._propose(interactions, users.sort().to_numpy(), bars)
+        written = bars.bar("lists into Redis")
+        for done in write_lists(self.redis, self.prefix, _by_user(lists)):
+            written(done, len(users))
+        self.redis.set(f"{self.prefix}complete", len(users))
+        previous = current_generation(self.context.workspace.bundles)
+        publish(
+            self.context.workspace.bundles,
+            self.generation,
+            lambda folder: self._write_files(folder, strangers),
+            self._manifest,
+        )
+        self._collect(previous)
+        return {
+            "generation": self.generation,
+            "summary": f"generation {self.generation}: lists of {len(users):,} users, "
+            "ranker and manifest",
+        }
+
+    def _propose(
+        self, interactions: Interactions, users: np.ndarray[Any, Any], bars: Progresses
+    ) -> tuple[dict[str, pa.Table], pa.Table]:
+        """Return each source's lists, and the popular list of somebody who has seen nothing."""
+        bar = bars.bar("final generators")
+        fresh = generators(self.context.settings, has_clock=self.context.dataset.has_clock)
+        lists = {}
+        for position, generator in enumerate(fresh):
+            fitted = generator.fit(interactions)
+            lists[generator.name] = recommend_with(fitted, users, self.context.settings)
+            if generator.name == POPULAR:
+                strangers = recommend_with(fitted, np.array([-1]), self.context.settings)
+            bar(position + 1, len(fresh))
+        return lists, strangers
+
+    def _write_files(self, folder: Path, popular: pa.Table) -> None:
+        lake, training = self.context.workspace.lake, TrainingFiles(self.context.workspace.training)
+        ranker = next(training.folder.glob("ranker.*"))
+        shutil.copyfile(ranker, folder / ranker.name)
+        shutil.copyfile(training.categories, folder / "categories.json")
+        with (folder / "popular.npz").open("wb") as file:
+            np.savez(
+                file,
+                post_ids=popular["post_id"].to_numpy().astype(np.int32),
+                scores=popular["score"].to_numpy(),
+            )
+        pq.write_table(pq.read_table(lake / "ids" / "users.parquet"), folder / "users.parquet")
+        titles = pq.read_table(lake / "posts", columns=["post_id", "title"])
+        posts = pq.read_table(lake / "ids" / "posts.parquet").join(titles, "post_id")
+        pq.write_table(posts.sort_by("post_id"), folder / "posts.parquet")
+
+    def _manifest(self, files: dict[str, str]) -> Manifest:
+        contract = registered_contract(self.store)
+        ingest = self.context.record("ingest").facts
+        return Manifest(
+            generation=self.generation,
+            project=self.context.dataset.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            contract=contract.to_json(),
+            contract_hash=contract.hash,
+            sources=list(CANDIDATE_SOURCES),
+            ranker=next(name for name in files if name.startswith("ranker.")),
+            as_of=self.context.record("materialize").facts["as_of"],
+            data_window=[str(ingest["first_time"]), str(ingest["last_time"])],
+            metrics=self.context.record("evaluate").facts["metrics"],
+            versions={name: version(name) for name in LIBRARIES},
+            files=files,
+        )
+
+    def _collect(self, previous: str | None) -> None:
+        """Remove the generations that nobody reads any more."""
+        kept = [self.generation, *([previous] if previous else [])][:GENERATIONS_KEPT]
+        delete_generations(self.redis, self.context.dataset.name, kept)
+        for folder in self.context.workspace.bundles.iterdir():
+            if folder.is_dir() and folder.name not in kept:
+                shutil.rmtree(folder)
+
+
+def _by_user(lists: dict[str, pa.Table]) -> Iterator[tuple[int, list[SourceList]]]:
+    """Yield each user with his lists in the order of `CANDIDATE_SOURCES`, best first."""
+    columns = {}
+    for source in CANDIDATE_SOURCES:
+        table = lists[source].sort_by([("user_id", "ascending"), ("rank", "ascending")])
+        columns[source] = (
+            table["user_id"].to_numpy(),
+            table["post_id"].to_numpy().astype(np.int32),
+            table["score"].to_numpy(),
+        )
+    users = np.unique(np.concatenate([users for users, _, _ in columns.values()]))
+    bounds = {
+        source: (np.searchsorted(own, users, "left"), np.searchsorted(own, users, "right"))
+        for source, (own, _, _) in columns.items()
+    }
+    for position, user in enumerate(users):
+        packed = []
+        for source, (_, posts, scores) in columns.items():
+            start, end = bounds[source][0][position], bounds[source][1][position]
+            packed.append(SourceList(posts[start:end], scores[start:end]))
+        yield int(user), packed

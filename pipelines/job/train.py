@@ -1,0 +1,312 @@
+"""Step train: candidates of every label slice, their features as of then, and the rankers.
+
+For a slice [T1, T2) the generators are fitted on events before T1, features are joined as of T1,
+and a candidate is labelled 1 if the user liked it within the slice. The rankers are compared on
+the last label slice (the validation) and the better one is fitted again on all label slices. The
+test slice gets candidates and features in the same way; nothing here looks at its labels.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from feature_repo.contract import Contract, registered_contract
+from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.interactions import Interactions
+from pipelines.candidates.merge import merge_candidates
+from pipelines.candidates.protocol import CandidateGenerator
+from pipelines.candidates.registry import make_generator
+from pipelines.evaluation.metrics import evaluate_lists
+from pipelines.evaluation.split import Slices, TimeSlice, warm_and_cold_users
+from pipelines.job.context import Bar, Context, Progresses, open_store
+from pipelines.job.features import read_events, slices_of
+from pipelines.job.gates import judge
+from pipelines.ranking.models import RANKERS, Ranker, make_ranker, prediction_cost_us
+from pipelines.ranking.training_set import (
+    LABEL,
+    SLICE,
+    Examples,
+    encode,
+    label_candidates,
+    retrieve,
+    with_positives_only,
+)
+from pipelines.settings import JobSettings
+from pipelines.steps import StepRecord, code_key, content_key, write_json
+from serving.inputs import InputEncoder
+
+NAME = "train"
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """What the step leaves for the next ones, below the dataset's folder."""
+
+    folder: Path
+
+    @property
+    def examples(self) -> Path:
+        """Labelled candidates of all slices with the ranker's inputs, parquet."""
+        return self.folder / "examples.parquet"
+
+    @property
+    def requests(self) -> Path:
+        """Labelled candidates of all slices with scores and ranks per source, parquet."""
+        return self.folder / "requests.parquet"
+
+    @property
+    def relevant(self) -> Path:
+        """The positives of every slice that could be recommended: slice, user_id, post_id."""
+        return self.folder / "relevant.parquet"
+
+    @property
+    def popular_all_time(self) -> Path:
+        """The popularity list of all time for the test users, the baseline: parquet."""
+        return self.folder / "popular_all_time.parquet"
+
+    @property
+    def validation_scores(self) -> Path:
+        """Validation examples with the score of the chosen ranker before it saw them: parquet."""
+        return self.folder / "validation_scores.parquet"
+
+    @property
+    def categories(self) -> Path:
+        """Values of the string inputs, json."""
+        return self.folder / "categories.json"
+
+    def ranker(self, suffix: str) -> Path:
+        """The chosen ranker, fitted on all label slices."""
+        return self.folder / f"ranker{suffix}"
+
+
+def run(context: Context) -> StepRecord:
+    """Build the training set, fit the rankers, choose one on the validation slice."""
+    features, apply = context.record("features"), context.record("apply")
+    settings = context.settings
+    key = content_key(
+        NAME,
+        features.key,
+        apply.facts["contract"],
+        settings.candidates_per_source,
+        code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
+    )
+    return context.step(
+        NAME, key, [context.workspace.training], lambda bars: _Training(context, bars).run()
+    )
+
+
+def generators(settings: JobSettings, *, has_clock: bool) -> list[CandidateGenerator]:
+    """Return the unfitted generators, in the order of `CANDIDATE_SOURCES`."""
+    # Without a clock the age of an event means nothing.
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in CANDIDATE_SOURCES}
+    chosen["als"] = {"seed": settings.seed}
+    if not has_clock:
+        chosen["popular"] = {"half_life_days": None}
+    return [make_generator(name, options) for name, options in chosen.items()]
+
+
+def recommend_with(
+    generator: CandidateGenerator, users: NDArray[np.int64], settings: JobSettings
+) -> pa.Table:
+    """Return a fitted generator's candidates, never a post that the user has an event with."""
+    return generator.recommend(users, settings.candidates_per_source)
+
+
+class _Training:
+    """One run of the step."""
+
+    def __init__(self, context: Context, bars: Progresses) -> None:
+        self.context, self.settings = context, context.settings
+        self.files = TrainingFiles(context.workspace.training)
+        self.bars = bars
+        self.store = open_store(context.workspace)
+        self.contract: Contract = registered_contract(self.store)
+
+    def run(self) -> Mapping[str, Any]:
+        events = read_events(
+            self.context.workspace.lake,
+            *("user_id", "post_id", "event_time", "is_positive", "weight"),
+        )
+        slices = slices_of(events, self.settings)
+        requests, relevant = self._requests(events, slices)
+        examples = retrieve(self.store, requests, self.contract)
+        labelled = examples.filter(pc.not_equal(examples[SLICE], TEST))
+        self._gate(labelled)
+        encoder = InputEncoder.fit(self.contract, labelled)
+        names = [name for name, _ in named_slices(slices)]
+        validation, training = names[-2], names[:-2]
+        compared, scored = self._compare(encoder, examples, relevant, training, validation)
+        best = max(compared, key=lambda name: compared[name]["validation_ndcg@10"])
+        final = self._fit(best, encode(encoder, examples, [*training, validation]), encoder)
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        for table, path in (
+            (examples, self.files.examples),
+            (requests, self.files.requests),
+            (relevant, self.files.relevant),
+            (scored[best], self.files.validation_scores),
+            (self._popular_all_time(events, slices), self.files.popular_all_time),
+        ):
+            pq.write_table(table, path)
+        for stale in self.files.folder.glob("ranker.*"):
+            stale.unlink()
+        final.save(self.files.ranker(final.suffix))
+        write_json(self.files.categories, encoder.to_json())
+        return self._facts(labelled, compared, best, slices)
+
+    def _requests(self, events: pa.Table, slices: Slices) -> tuple[pa.Table, pa.Table]:
+        """Return labelled candidates and the relevant pairs of every slice."""
+        everything = Interactions.from_table(events)
+        bar = self.bars.bar("candidate generators")
+        parts = named_slices(slices)
+        requests, relevant = [], []
+        for position, (name, part) in enumerate(parts):
+            past = everything.until(part.start)
+            liked = recommendable(events, part)
+            candidates = self._candidates(past, liked, bar, position, len(parts))
+            labelled = label_candidates(candidates, liked, at=part.start, name=name)
+            requests.append(labelled if name == TEST else with_positives_only(labelled))
+            relevant.append(liked.append_column(SLICE, pa.repeat(name, liked.num_rows)))
+        return pa.concat_tables(requests), pa.concat_tables(relevant)
+
+    def _candidates(
+        self, past: Interactions, liked: pa.Table, bar: Bar, part: int, parts: int
+    ) -> pa.Table:
+        users = pc.unique(liked["user_id"]).sort().to_numpy()
+        fresh = generators(self.settings, has_clock=self.context.dataset.has_clock)
+        tables = []
+        for position, generator in enumerate(fresh):
+            tables.append(recommend_with(generator.fit(past), users, self.settings))
+            bar(part * len(fresh) + position + 1, parts * len(fresh))
+        return merge_candidates(tables)
+
+    def _popular_all_time(self, events: pa.Table, slices: Slices) -> pa.Table:
+        past = Interactions.from_table(events).until(slices.test.start)
+        users = pc.unique(recommendable(events, slices.test)["user_id"]).sort().to_numpy()
+        baseline = make_generator("popular", {"half_life_days": None})
+        return recommend_with(baseline.fit(past), users, self.settings)
+
+    def _gate(self, labelled: pa.Table) -> None:
+        # great-expectations takes seconds to import, which a skipped step need not pay.
+        from validation.suites.training_set import training_set
+
+        suite = training_set(self.contract.names, key=("user_id", "post_id", SLICE))
+        judge(self.context, suite, labelled)
+
+    def _compare(
+        self,
+        encoder: InputEncoder,
+        examples: pa.Table,
+        relevant: pa.Table,
+        training: list[str],
+        validation: str,
+    ) -> tuple[dict[str, dict[str, float]], dict[str, pa.Table]]:
+        """Fit every ranker on the training slices; return measures and scores on validation."""
+        learnt = encode(encoder, examples, training)
+        judged = encode(encoder, examples, [validation])
+        truth = relevant.filter(pc.equal(relevant[SLICE], validation))
+        bar = self.bars.bar("rankers")
+        compared, scored = {}, {}
+        for position, name in enumerate(RANKERS):
+            start = time.monotonic()
+            ranker = self._fit(name, learnt, encoder, partial(_part, bar, position))
+            seconds = time.monotonic() - start
+            scores = ranker.predict(judged.matrix)
+            means = evaluate_lists(ranked(judged.keys, scores), truth, cutoffs=(10,)).means
+            compared[name] = {
+                "validation_ndcg@10": means["ndcg@10"],
+                "prediction_us_per_500_posts": prediction_cost_us(ranker, judged.matrix),
+                "training_seconds": seconds,
+            }
+            scored[name] = judged.keys.append_column("score", pa.array(scores))
+        return compared, scored
+
+    def _fit(
+        self,
+        name: str,
+        learnt: Examples,
+        encoder: InputEncoder,
+        progress: Callable[[float], None] | None = None,
+    ) -> Ranker:
+        return make_ranker(name, {"seed": self.settings.seed}).fit(
+            learnt.matrix,
+            learnt.labels,
+            learnt.group_sizes,
+            encoder.contract.names,
+            encoder.contract.category_indices,
+            progress=progress,
+        )
+
+    def _facts(
+        self, labelled: pa.Table, compared: dict[str, Any], best: str, slices: Slices
+    ) -> Mapping[str, Any]:
+        liked = pc.sum(labelled[LABEL]).as_py()
+        return {
+            "rows": labelled.num_rows,
+            "positives": liked,
+            "rankers": compared,
+            "ranker": best,
+            "cuts": [part.start.isoformat() for _, part in named_slices(slices)],
+            "summary": f"{labelled.num_rows:,} labelled candidates ({liked:,} liked), "
+            f"{best} chosen on validation",
+        }
+
+
+def _part(bar: Bar, position: int, share: float) -> None:
+    """Draw how far the ranker at ``position`` is, in percent of all rankers."""
+    bar(round(100 * (position + share)), 100 * len(RANKERS))
+
+
+def named_slices(slices: Slices) -> list[tuple[str, TimeSlice]]:
+    """Return the label slices and the test slice with their names, in order of time."""
+    labels = [(f"labels {i}", part) for i, part in enumerate(slices.training, 1)]
+    return [*labels, ("validation", slices.validation), (TEST, slices.test)]
+
+
+def recommendable(events: pa.Table, part: TimeSlice) -> pa.Table:
+    """Return the distinct pairs liked within a slice that had no event before it.
+
+    Raises
+    ------
+    SplitError
+        If no user of the slice is known before it.
+    """
+    start = pa.scalar(part.start, pa.timestamp("us", tz="UTC"))
+    before = events.filter(pc.less(events["event_time"], start))
+    inside = events.filter(pa.array(part.contains(events["event_time"])))
+    liked = inside.filter(inside["is_positive"]).select(["user_id", "post_id"])
+    pairs = liked.group_by(["user_id", "post_id"]).aggregate([])
+    new = pairs.join(
+        before.select(["user_id", "post_id"]), pairs.column_names, join_type="left anti"
+    )
+    warm_and_cold_users(before["user_id"], new["user_id"])
+    return new.sort_by([("user_id", "ascending"), ("post_id", "ascending")])
+
+
+def ranked(keys: pa.Table, scores: NDArray[np.float32]) -> pa.Table:
+    """Order each user's posts by score: user_id, post_id, score, rank (1 is best).
+
+    Ties are settled by post id, so that the order is the same everywhere.
+    """
+    users, posts = keys["user_id"].to_numpy(), keys["post_id"].to_numpy()
+    order = np.lexsort((posts, -scores, users))
+    users = users[order]
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1])[: len(users)])
+    sizes = np.diff(np.append(starts, len(users)))
+    return pa.table(
+        {
+            "user_id": users,
+            "post_id": posts[order],
+            "score": scores[order],
+            "rank": (np.arange(len(users)) - np.repeat(starts, sizes) + 1).astype(np.int32),
+        }
+    )

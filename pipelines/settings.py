@@ -1,0 +1,98 @@
+"""Settings of every command: one frozen class each, filled from flags and environment variables.
+
+A flag ``--text-model`` and the variable ``FEASTRANK_TEXT_MODEL`` fill the same field; the flag
+wins.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from feature_repo import workspace
+from pipelines.features.embedding import EMBEDDED_MODEL
+
+
+class DatasetSettings(BaseSettings):
+    """Which dataset, and where its state lies."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEASTRANK_", frozen=True, cli_kebab_case=True, extra="forbid"
+    )
+
+    dataset: str = Field(
+        "movielens_100k",
+        description="Dataset description: a TOML file, or the name of one that comes with "
+        "feastrank (movielens_100k, lastfm_2k).",
+    )
+    home: Path = Field(
+        default_factory=workspace.home, description="State folder, shared by all datasets."
+    )
+
+
+class JobSettings(DatasetSettings):
+    """Settings of the main job; every step takes the same ones, so that results agree."""
+
+    data: Path | None = Field(
+        None,
+        description="Folder that relative paths in the description start at; by default the "
+        "description's own folder, or what it fetches.",
+    )
+    drop_orphans: bool = Field(
+        False, description="Leave out events whose user or post is not listed, instead of stopping."
+    )
+    text_model: str = Field(
+        EMBEDDED_MODEL,
+        description="Sentence encoder of 384 dimensions: the packaged one, a local folder, or a "
+        "name that sentence-transformers knows.",
+    )
+    test_share: float = Field(
+        0.1, gt=0, le=0.5, description="Share of the positive events, the latest, that is the test."
+    )
+    label_slices: int = Field(
+        4,
+        ge=2,
+        le=20,
+        description="Label slices before the test; the ranker learns on them, the last one is "
+        "the validation on which models are chosen.",
+    )
+    slice_share: float = Field(
+        0.1, gt=0, le=0.4, description="Share of the positive events in each label slice."
+    )
+    candidates_per_source: int = Field(
+        100, ge=10, le=1000, description="Posts that each candidate source proposes for a user."
+    )
+    as_of: datetime | None = Field(
+        None,
+        description="Moment (UTC) that online features and recommendations are for; by default "
+        "now, or the last event's time if that is more than 28 days ago.",
+    )
+    max_metric_drop: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Relative fall of NDCG@10 against the published bundle that the model gate "
+        "allows.",
+    )
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
+
+
+class RecommendSettings(DatasetSettings):
+    """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
+
+    user: str = Field(description="The user's id, as in the source.")
+    k: int = Field(10, ge=1, le=1000, description="Posts to recommend.")
+
+
+class InitSettings(BaseSettings):
+    """Settings of `feastrank init`, which proposes a dataset description from files."""
+
+    model_config = SettingsConfigDict(frozen=True, cli_kebab_case=True, extra="forbid")
+
+    events: Path = Field(description="File of events: one user, one post, one time a row.")
+    users: Path | None = Field(None, description="File of users; optional.")
+    posts: Path | None = Field(None, description="File of posts; optional.")
+    name: str | None = Field(None, description="The dataset's name; by default from the folder.")
+    output: Path = Field(Path("dataset.toml"), description="Where the description is written.")
+    force: bool = Field(False, description="Overwrite an existing file.")
