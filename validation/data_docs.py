@@ -7,6 +7,8 @@ module imports great-expectations, which takes seconds.
 
 import json
 import os
+from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from great_expectations.core.expectation_validation_result import (
 )
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
-from jinja2 import ChoiceLoader, DictLoader, Environment
+from jinja2 import ChoiceLoader, DictLoader, Environment, pass_context
+from jinja2.runtime import Context
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0 auto;max-width:72rem;
@@ -79,14 +82,39 @@ def write(folder: Path, summary: dict[str, Any], result: ExpectationSuiteValidat
 
 def page(result: ExpectationSuiteValidationResult) -> str:
     """Return great-expectations' page of a result as HTML that loads nothing from elsewhere."""
-    view = DefaultJinjaPageView()
-    view.env.loader = ChoiceLoader([DictLoader({"page.j2": _PAGE}), view.env.loader])
-    view.env.globals["style"] = _STYLE
     document = ValidationResultsPageRenderer(run_info_at_end=True).render(result)
-    html: str = view.render(document)
+    html: str = _view().render(document)
     # The renderer's link to a page of the suite alone, which is not written.
     name = result.suite_name
     return html.replace(f"../../../../expectations/{name}.html", f"{name}.json")
+
+
+class _PageView(DefaultJinjaPageView):  # type: ignore[misc]  # untyped base
+    """great-expectations' view with our page, and with values shown as text.
+
+    Its own leaves values of the data as they are: a title with markup would run as a script.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.env.loader = ChoiceLoader([DictLoader({"page.j2": _PAGE}), self.env.loader])
+        self.env.globals["style"] = _STYLE
+
+    @pass_context
+    def render_content_block(
+        self, context: Context, content_block: Any, *places: Any, **named_places: Any
+    ) -> Any:
+        if isinstance(content_block, str):
+            return escape(content_block)
+        if isinstance(content_block, list):
+            content_block = [escape(b) if isinstance(b, str) else b for b in content_block]
+        return super().render_content_block(context, content_block, *places, **named_places)
+
+
+@cache
+def _view() -> _PageView:
+    """Return the view; kept, as it compiles its templates."""
+    return _PageView()
 
 
 def _replace(path: Path, text: str) -> None:

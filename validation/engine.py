@@ -14,13 +14,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from validation.errors import SuiteError, UnreadableTableError
+from validation.errors import MeasuringError, SuiteError, UnreadableTableError
 from validation.measures import ROW, ROWS, SOURCE, Measure, quote, reference_view
 
 Table: TypeAlias = pa.Table | pads.Dataset | Path
 """A table: Arrow in memory, an Arrow dataset, or a parquet file or folder (hive partitions)."""
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "600MB"
 """What DuckDB may hold before it spills; an Arrow table handed over is not counted."""
 
 
@@ -34,7 +34,7 @@ class MeasuredTable:
     references
         Tables that values may have to exist in, by name.
     memory_limit
-        What DuckDB may hold before it spills to disk, such as ``1GB``.
+        What DuckDB may hold before it spills to disk, such as ``600MB``.
 
     Raises
     ------
@@ -92,6 +92,8 @@ class MeasuredTable:
         ------
         UnreadableTableError
             If the table turns out to be damaged while it is read.
+        MeasuringError
+            If memory does not suffice, not even with what is spilled to disk.
         """
         aggregates = self._shared_pass(
             dict.fromkeys(sql for measure in measures for sql in measure.aggregates.values())
@@ -126,7 +128,7 @@ class MeasuredTable:
         Returns
         -------
         list of dict
-            ``row`` (position from 0), then the columns.
+            ``row_position`` (from 0), then the columns.
         """
         columns = dict.fromkeys([*(c for c in also if c in self.schema.names), *measure.subject])
         selected = ", ".join([f"t.{quote(ROW)}", *(f"t.{quote(c)}" for c in columns)])
@@ -157,7 +159,7 @@ class MeasuredTable:
                 f"{self._where}: column names must differ by more than case and none may be "
                 f"'{ROW}'; found {', '.join(twice) or ROW}; rename it"
             )
-        relation.create_view(view.strip('"'), replace=True)
+        relation.create_view(view, replace=True)
         return schema
 
     def _parquet(self, path: Path) -> duckdb.DuckDBPyRelation:
@@ -171,7 +173,12 @@ class MeasuredTable:
     def _query(self, sql: str) -> list[dict[str, Any]]:
         try:
             table = self._connection.sql(sql).to_arrow_table()
-        except (duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
+        except duckdb.OutOfMemoryException as error:
+            raise MeasuringError(
+                f"{self._where}: cannot be measured ({_first_line(error)}); raise memory_limit or "
+                "free disk space"
+            ) from error
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise _unreadable(self._where, error) from error
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
@@ -200,8 +207,11 @@ def _schema_on_disk(path: Path) -> pa.Schema:
 
 
 def _unreadable(where: str, error: Exception) -> UnreadableTableError:
-    reason = str(error).strip().splitlines()[0]
     return UnreadableTableError(
-        f"{where}: cannot be read as parquet, it is damaged or truncated ({reason}); "
+        f"{where}: cannot be read as parquet, it is damaged or truncated ({_first_line(error)}); "
         "write it again with the step that made it"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

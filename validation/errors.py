@@ -4,6 +4,7 @@
 
     ValidationError
     ├── GateFailure           a table broke an expectation of severity "stop"; carries the result
+    ├── MeasuringError        a table that memory does not suffice for, even with spilling to disk
     ├── UnreadableTableError  a table that cannot be read: missing, truncated, not parquet
     └── SuiteError            a suite that cannot be judged: an expectation type or a severity
                               that gates do not know, a reference table that was not handed over
@@ -16,6 +17,10 @@ class ValidationError(Exception):
 
 class UnreadableTableError(ValidationError):
     """A table that cannot be read: missing, truncated, or not parquet."""
+
+
+class MeasuringError(ValidationError):
+    """A table that memory does not suffice for, even with spilling to disk."""
 
 
 class SuiteError(ValidationError):

@@ -4,6 +4,7 @@
 
     ValidationError
     ├── GateFailure           a table broke an expectation of severity "stop"; carries the result
+    ├── MeasuringError        a table that memory does not suffice for, even with spilling to disk
     ├── UnreadableTableError  a table that cannot be read: missing, truncated, not parquet
     └── SuiteError            a suite that cannot be judged: an expectation type or a severity
                               that gates do not know, a reference table that was not handed over
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from validation.engine import MEMORY_LIMIT, MeasuredTable, Table
-from validation.errors import SuiteError, UnreadableTableError, ValidationError
+from validation.errors import MeasuringError, SuiteError, UnreadableTableError, ValidationError
+from validation.measures import ROW
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite
@@ -35,6 +37,7 @@ __all__ = [
     "Gate",
     "GateFailure",
     "GateResult",
+    "MeasuringError",
     "SuiteError",
     "Table",
     "UnreadableTableError",
@@ -81,7 +84,7 @@ class CheckResult:
     fix
         What to do next.
     first_rows
-        The first rows at fault: ``row`` (position from 0), ids and the columns concerned.
+        The first rows at fault: ``row_position`` (from 0), ids and the columns concerned.
     """
 
     expectation: str
@@ -255,8 +258,8 @@ def run_gate(
     ------
     GateFailure
         If an expectation of severity ``stop`` is broken; Data Docs are written before.
-    UnreadableTableError
-        If the table cannot be read.
+    UnreadableTableError, MeasuringError
+        If the table cannot be read or measured.
     SuiteError
         If the suite holds something that gates do not know.
     """
@@ -270,7 +273,7 @@ def run_gate(
         with MeasuredTable(table, references, memory_limit) as measured:
             judged = judgement.judge(suite, measured, ID_COLUMNS, ROWS_KEPT)
             rows = measured.rows
-    except (UnreadableTableError, SuiteError) as error:
+    except (MeasuringError, UnreadableTableError, SuiteError) as error:
         raise type(error)(f"gate {suite.name}: {error}") from error
     checks = tuple(_check(one, rows) for one in judged)
     result = GateResult(
@@ -326,8 +329,8 @@ def _words(kind: str, settings: Mapping[str, Any]) -> str:
 
 
 def _row_text(row: Mapping[str, Any]) -> str:
-    values = " ".join(f"{name}={_shown(value)}" for name, value in row.items() if name != "row")
-    return f"row {row['row']:,} {values}".rstrip()
+    values = " ".join(f"{name}={_shown(value)}" for name, value in row.items() if name != ROW)
+    return f"row {row[ROW]:,} {values}".rstrip()
 
 
 def _shown(value: Any, limit: int = 60) -> str:

@@ -19,7 +19,7 @@ from validation.errors import SuiteError
 NULLS = "column_values.nonnull.unexpected_count"
 ROWS = "table.row_count"
 SOURCE = "source"
-ROW = "row"
+ROW = "row_position"
 """Name of the column that holds a row's position in the table, from 0."""
 
 
@@ -61,8 +61,8 @@ def quote(name: str) -> str:
 
 
 def reference_view(name: str) -> str:
-    """Return the SQL identifier under which a reference table is known."""
-    return quote(f"reference {name}")
+    """Return the name under which a reference table is known to DuckDB."""
+    return f"reference {name}"
 
 
 def type_name(data_type: pa.DataType) -> str:
@@ -372,7 +372,7 @@ def _exists_in(expectation: Any, columns: Columns, references: Mapping[str, pa.S
         )
     value = columns.value(expectation.column)
     at_fault = (
-        f"{value} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {reference_view(table)} AS r "
+        f"{value} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {quote(reference_view(table))} AS r "
         f"WHERE r.{quote(column)} = {value})"
     )
     return Measure(
