@@ -189,10 +189,9 @@ def _json_batches(path: Path, columns: list[str], table: str) -> Iterator[tuple[
             for batch in reader:
                 yield pa.Table.from_batches([batch]), 0.5
     except (duckdb.Error, pa.ArrowException) as error:
-        raise SourceError(
-            f"{table}: {path}: {_first_line(error)}; expected one JSON object a line, in UTF-8; "
-            "correct the line"
-        ) from error
+        for _ in _json_rows(path, table):  # raises with the right line, which DuckDB miscounts
+            pass
+        raise SourceError(f"{table}: {path}: {_first_line(error)}; correct the file") from error
 
 
 def _parquet_batches(
@@ -225,9 +224,14 @@ def _damaged(path: Path, table: str, error: Exception) -> SourceError:
 
 
 def _json_keys(path: Path, table: str) -> list[str]:
-    keys: dict[str, None] = {}
+    rows = itertools.islice(_json_rows(path, table), _JSON_SAMPLE_LINES)
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _json_rows(path: Path, table: str) -> Iterator[dict[str, Any]]:
+    """Yield a file's objects, slowly; raise `SourceError` naming the line that holds none."""
     with path.open("rb") as stream:
-        for number, line in enumerate(itertools.islice(stream, _JSON_SAMPLE_LINES), 1):
+        for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
@@ -242,8 +246,7 @@ def _json_keys(path: Path, table: str) -> list[str]:
                     f"{table}: {path}: line {number} holds {type(row).__name__}, expected an "
                     'object such as {"user": 1}; write one object a line'
                 )
-            keys.update(dict.fromkeys(row))
-    return list(keys)
+            yield row
 
 
 def _csv_rows(path: Path, source: Source, table: str) -> Iterator[list[str]]:

@@ -208,6 +208,7 @@ class _EventsPlan:
 class _Fault:
     """Values of one column of one file that are not what they should be."""
 
+    column: str
     expected: str
     count: int = 0
     rows: list[int] = field(default_factory=list)
@@ -218,6 +219,9 @@ class _Fault:
         self.count += len(rows)
         self.rows += rows[:room].to_pylist()
         self.values += [repr(value) for value in values[:room].to_pylist()]
+
+
+_Faults = dict[tuple[str, str], _Fault]  # by column and by what was expected
 
 
 def _convert(
@@ -237,7 +241,7 @@ def _convert(
     connection = _connect(plan.zone, table)
     with connection, pq.ParquetWriter(temporary, plan.schema, compression="zstd") as writer:
         for position, path in enumerate(files):
-            faults: dict[str, _Fault] = {}
+            faults: _Faults = {}
             start = total
             for batch, share in read_batches(path, source, table):
                 types = dict(zip(batch.column_names, batch.schema.types, strict=True))
@@ -306,16 +310,17 @@ def _note_faults(
     result: pa.Table,
     batch: pa.Table,
     expressions: dict[str, Expression],
-    faults: dict[str, _Fault],
+    faults: _Faults,
 ) -> None:
-    for name, expression in expressions.items():
-        if expression.fault is None:
-            continue
+    # A column may be read twice in the same way (a rating as value and as label): told once.
+    conditions = {one.fault: name for name, one in expressions.items() if one.fault is not None}
+    for name in conditions.values():
         wrong = result[_fault_name(name)]
         if not pc.any(wrong).as_py():
             continue
-        places = pc.indices_nonzero(wrong)
-        fault = faults.setdefault(expression.column, _Fault(expression.expected))
+        expression, places = expressions[name], pc.indices_nonzero(wrong)
+        key = (expression.column, expression.expected)
+        fault = faults.setdefault(key, _Fault(*key))
         fault.add(result[_ROW].take(places), batch[expression.column].take(places))
 
 
@@ -332,14 +337,14 @@ def _shape(result: pa.Table, schema: pa.Schema, start: int) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _describe(faults: dict[str, _Fault], path: Path, source: Source, table: str, total: int) -> str:
+def _describe(faults: _Faults, path: Path, source: Source, table: str, total: int) -> str:
     lines = []
-    for column, fault in faults.items():
+    for fault in faults.values():
         where = line_numbers(path, source, fault.rows)
         shown = ", ".join(f"{at} {value}" for at, value in zip(where, fault.values, strict=True))
         lines.append(
-            f"{table}: {path}: {fault.count:,} of {total:,} rows have a column '{column}' that is "
-            f"not {fault.expected} (first: {shown})"
+            f"{table}: {path}: {fault.count:,} of {total:,} rows have a column '{fault.column}' that "
+            f"is not {fault.expected} (first: {shown})"
         )
     lines[-1] += "; correct the rows, or the description" + (
         f", or list texts that mean null in {table}.nulls" if source.format == "csv" else ""
