@@ -14,8 +14,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from validation.columns import ROW, SOURCE, quote, reference_view
 from validation.errors import MeasuringError, SuiteError, UnreadableTableError
-from validation.measures import ROW, ROWS, SOURCE, Measure, quote, reference_view
+from validation.measures import ROWS, Measure
 
 Table: TypeAlias = pa.Table | pads.Dataset | Path
 """A table: Arrow in memory, an Arrow dataset, or a parquet file or folder (hive partitions)."""

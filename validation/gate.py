@@ -23,9 +23,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from validation.columns import ROW
 from validation.engine import MEMORY_LIMIT, MeasuredTable, Table
 from validation.errors import MeasuringError, SuiteError, UnreadableTableError, ValidationError
-from validation.measures import ROW
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite

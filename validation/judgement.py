@@ -19,8 +19,9 @@ from great_expectations.expectations.expectation import (
     Expectation,
 )
 
+from validation.columns import ROW, MisfitError
 from validation.engine import MeasuredTable
-from validation.measures import ROW, Measure, MisfitError, measure
+from validation.measures import Measure, measure
 
 
 @dataclass(frozen=True)

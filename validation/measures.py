@@ -7,24 +7,26 @@ their own. The meaning of missing values is that of great-expectations on pandas
 """
 
 import datetime as dt
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from validation.columns import (
+    SOURCE,
+    Columns,
+    MisfitError,
+    kind_of,
+    literal,
+    quote,
+    reference_view,
+    type_name,
+)
 from validation.errors import SuiteError
 
 NULLS = "column_values.nonnull.unexpected_count"
 ROWS = "table.row_count"
-SOURCE = "source"
-ROW = "row_position"
-"""Name of the column that holds a row's position in the table, from 0."""
-
-
-class MisfitError(Exception):
-    """An expectation that this table cannot meet at all: no such column, or of the wrong kind."""
 
 
 @dataclass(frozen=True)
@@ -53,71 +55,6 @@ class Measure:
     verdict: Mapping[str, Any] | None = None
     at_fault: str | None = None
     subject: tuple[str, ...] = ()
-
-
-def quote(name: str) -> str:
-    """Return an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def reference_view(name: str) -> str:
-    """Return the name under which a reference table is known to DuckDB."""
-    return f"reference {name}"
-
-
-def type_name(data_type: pa.DataType) -> str:
-    """Return an Arrow type's name as suites write it: encodings and layouts do not count."""
-    if pa.types.is_dictionary(data_type):
-        return type_name(data_type.value_type)
-    if pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type):
-        return "string"
-    if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
-        return f"list<{type_name(data_type.value_type)}>"
-    return str(data_type)
-
-
-def kind_of(data_type: pa.DataType) -> str:
-    """Return 'number', 'boolean', 'text', 'time', 'list' or 'other'."""
-    name = type_name(data_type)
-    if name == "string":
-        return "text"
-    if name == "bool":
-        return "boolean"
-    if name.startswith("list<"):
-        return "list"
-    if pa.types.is_timestamp(data_type) or pa.types.is_date(data_type):
-        return "time"
-    numeric = pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
-    return "number" if numeric or pa.types.is_decimal(data_type) else "other"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table as SQL, refusing those that are missing or of the wrong kind."""
-
-    schema: pa.Schema
-
-    def type(self, column: str) -> pa.DataType:
-        """Return a column's Arrow type."""
-        if column not in self.schema.names:
-            raise MisfitError(f"no such column; found {', '.join(self.schema.names) or 'none'}")
-        return self.schema.field(column).type
-
-    def value(self, column: str) -> str:
-        """Return SQL for a column's value, null where it is missing."""
-        data_type = self.type(column)
-        value = f"t.{quote(column)}"
-        if pa.types.is_floating(data_type):
-            return f"(CASE WHEN isnan({value}) THEN NULL ELSE {value} END)"
-        return value
-
-    def require(self, column: str, *kinds: str) -> str:
-        """Return the column's kind if it is one of `kinds`."""
-        data_type = self.type(column)
-        kind = kind_of(data_type)
-        if kind not in kinds:
-            raise MisfitError(f"expected {' or '.join(kinds)}, found type {type_name(data_type)}")
-        return kind
 
 
 def measure(expectation: Any, schema: pa.Schema, references: Mapping[str, pa.Schema]) -> Measure:
@@ -155,28 +92,14 @@ def measure(expectation: Any, schema: pa.Schema, references: Mapping[str, pa.Sch
 _Measurer = Callable[[Any, Columns, Mapping[str, pa.Schema]], Measure]
 
 
-def _literal(value: Any, kind: str) -> str:
-    if isinstance(value, bool):
-        return "TRUE" if value else "FALSE"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value!r}::DOUBLE" if math.isfinite(value) else f"'{value!r}'::DOUBLE"
-    if kind == "time":
-        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
-        zoned = isinstance(moment, dt.datetime) and moment.tzinfo is not None
-        return f"TIMESTAMP{'TZ' if zoned else ''} '{moment.isoformat()}'"
-    return "'" + str(value).replace("'", "''") + "'"
-
-
 def _bounds(value: str, expectation: Any, kind: str) -> str:
     bounds = []
     if expectation.min_value is not None:
         comparison = ">" if expectation.strict_min else ">="
-        bounds.append(f"{value} {comparison} {_literal(expectation.min_value, kind)}")
+        bounds.append(f"{value} {comparison} {literal(expectation.min_value, kind)}")
     if expectation.max_value is not None:
         comparison = "<" if expectation.strict_max else "<="
-        bounds.append(f"{value} {comparison} {_literal(expectation.max_value, kind)}")
+        bounds.append(f"{value} {comparison} {literal(expectation.max_value, kind)}")
     if not bounds:
         raise SuiteError(f"{expectation.expectation_type}: min_value and max_value are both None")
     return " AND ".join(bounds)
@@ -248,7 +171,7 @@ def _in_set(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> M
     kind = columns.require(expectation.column, *_SET_TYPES)
     # A value of another type than the column's equals none of its values.
     comparable = [v for v in expectation.value_set if isinstance(v, _SET_TYPES[kind])]
-    listed = ", ".join(_literal(v, kind) for v in comparable)
+    listed = ", ".join(literal(v, kind) for v in comparable)
     value = columns.value(expectation.column)
     return _values(expectation, columns, f"{value} IN ({listed})" if listed else "FALSE")
 
@@ -274,9 +197,9 @@ def _list_elements(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema
     value = columns.value(expectation.column)
     bounds = []
     if expectation.min_value is not None:
-        bounds.append(f"list_min({value}) >= {_literal(expectation.min_value, 'number')}")
+        bounds.append(f"list_min({value}) >= {literal(expectation.min_value, 'number')}")
     if expectation.max_value is not None:
-        bounds.append(f"list_max({value}) <= {_literal(expectation.max_value, 'number')}")
+        bounds.append(f"list_max({value}) <= {literal(expectation.max_value, 'number')}")
     return _values(expectation, columns, f"coalesce({' AND '.join(bounds) or 'TRUE'}, TRUE)")
 
 

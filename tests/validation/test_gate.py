@@ -15,6 +15,7 @@ import pytest
 from great_expectations.core import ExpectationSuite
 from great_expectations.expectations.row_conditions import Column
 
+from validation.columns import type_name
 from validation.engine import MeasuredTable
 from validation.expectations import (
     ExpectColumnListElementsToBeBetween,
@@ -32,7 +33,6 @@ from validation.gate import (
     run_gate,
 )
 from validation.judgement import judge
-from validation.measures import type_name
 
 NOW = dt.datetime(2024, 6, 1, tzinfo=dt.UTC)
 TABLE = pa.table(
