@@ -66,6 +66,17 @@ def test_equal_scores_over_a_wide_catalogue_go_to_the_lowest_columns():
     assert top.columns.reshape(600, 4).tolist() == [[0, 1, 2, 3]] * 600
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.integers(100, 700), st.integers(1, 5), st.integers(1, 30), st.integers(0, 2**32 - 1))
+def test_equals_a_full_sort_where_slices_are_compared_first(n_columns, k, distinct, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, distinct, (4, n_columns)).astype(np.float32)
+    scores[rng.random(scores.shape) < rng.random()] = -np.inf
+    mask = rng.random(scores.shape) < 0.1
+    top = top_k(lambda rows: scores[rows].copy(), scores.shape, k, masked=csr_matrix(mask))
+    assert listed(top) == brute_force(scores, k, mask)
+
+
 def test_a_block_never_exceeds_its_bound():
     asked = []
 
@@ -83,8 +94,11 @@ def test_no_rows_and_no_columns_give_nothing():
         assert len(top_k(lambda rows: np.empty((0, 0), np.float32), shape, 3).rows) == 0
 
 
-def test_nan_is_refused():
-    scores = np.array([[1.0, np.nan, 2.0]], dtype=np.float32)
+@pytest.mark.parametrize("n_columns", [3, 205])
+@pytest.mark.parametrize("place", [0, -1])
+def test_nan_is_refused(n_columns, place):
+    scores = np.ones((2, n_columns), dtype=np.float32)
+    scores[1, place] = np.nan
     with pytest.raises(GeneratorError, match="found NaN among the scores"):
         top_k(lambda rows: scores[rows].copy(), scores.shape, 1)
 
