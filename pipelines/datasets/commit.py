@@ -39,13 +39,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(folder: Path) -> Path:
-    """Finish an announced change, forget one that was not, and return an empty staging folder."""
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Finish an announced change, then give an empty staging folder; forget it without `commit`."""
     finish(folder)
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    return staging
+    try:
+        yield staging
+    finally:
+        if not is_pending(folder):
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def commit(folder: Path, removed: list[Path]) -> None:

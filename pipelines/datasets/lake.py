@@ -142,8 +142,7 @@ def write_lake(
         If an event has no user, post, action or time, a user or post no id, an event an unknown
         user or post, or no event is left; the lake is then as it was.
     """
-    with commit.locked(lake):
-        staging = commit.begin(lake)
+    with commit.locked(lake), commit.staged(lake) as staging:
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET memory_limit = '{memory_limit}'")

@@ -343,12 +343,11 @@ def _describe(faults: _Faults, path: Path, source: Source, table: str, total: in
         where = line_numbers(path, source, fault.rows)
         shown = ", ".join(f"{at} {value}" for at, value in zip(where, fault.values, strict=True))
         lines.append(
-            f"{table}: {path}: {fault.count:,} of {total:,} rows have a column '{fault.column}' that "
-            f"is not {fault.expected} (first: {shown})"
+            f"{table}: {path}: {fault.count:,} of {total:,} rows have a column '{fault.column}' "
+            f"that is not {fault.expected} (first: {shown})"
         )
-    lines[-1] += "; correct the rows, or the description" + (
-        f", or list texts that mean null in {table}.nulls" if source.format == "csv" else ""
-    )
+    hint = f", or list texts that mean null in {table}.nulls" if source.format == "csv" else ""
+    lines[-1] += f"; correct the rows, or the description{hint}"
     return "\n".join(lines)
 
 

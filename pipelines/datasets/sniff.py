@@ -226,11 +226,12 @@ class Sniffed:
         kind, text = self.sample.schema.field(name).type, quoted(name)
         as_text = f"CAST({text} AS VARCHAR)"
         number = f"TRY_CAST({as_text} AS DOUBLE)"
-        filled, distinct, numbers, whole, least, greatest, length, lists = self.query(
+        filled, distinct, numbers, whole, least, greatest, length, lists, truths = self.query(
             f"SELECT count({text}), count(DISTINCT {text}), count({number}), "
             f"count(*) FILTER ({number} = trunc({number})), min({number}), max({number}), "
             f"avg(length({as_text})), "
-            f"count(*) FILTER (starts_with({as_text}, '[') AND json_valid({as_text})) FROM sample"
+            f"count(*) FILTER (starts_with({as_text}, '[') AND json_valid({as_text})), "
+            f"count(*) FILTER (lower({as_text}) IN ('true', 'false')) FROM sample"
         )[0]
         known: Kind | None = _typed_kind(kind)
         if known is None:
@@ -241,6 +242,8 @@ class Sniffed:
                 known = "integer" if whole == filled else "number"
             elif lists == filled:
                 known = "list"
+            elif truths == filled:
+                known = "boolean"
         numeric = known in ("integer", "number")
         return Column(
             name=name,
@@ -300,10 +303,14 @@ def _encoding(path: Path) -> str:
 
 
 def _dialect(start: str) -> tuple[str, str, list[list[str]]]:
-    """Return separator, quote and rows of the reading that gives most rows the same, most cells."""
+    """Return separator, quote and rows of the likeliest reading.
+
+    It is the one in which most rows have the same number of cells; then, in which that number is
+    greatest; then, in which there are most rows (a stray quote swallows line ends).
+    """
     lines = start.splitlines(keepends=True)
     lines = lines[:-1] if len(lines) > 1 and len(start) >= _SAMPLE_BYTES else lines
-    best, chosen = (0.0, 0), (",", '"', list(csv.reader(lines)))
+    best, chosen = (0.0, 0, 0), (",", '"', list(csv.reader(lines)))
     for quote in ('"', "") if '"' in start else ('"',):
         for separator in _SEPARATORS:
             reader = csv.reader(
@@ -314,7 +321,8 @@ def _dialect(start: str) -> tuple[str, str, list[list[str]]]:
             rows = [row for row in reader if row]
             widths = [len(row) for row in rows[:-1] or rows]
             usual = max(set(widths), key=widths.count, default=0)
-            score = (round(widths.count(usual) / max(len(widths), 1), 1), usual)
+            share = widths.count(usual) / max(len(widths), 1)
+            score = (round(share, 1), usual, len(rows))
             if usual > 1 and score > best:
                 best, chosen = score, (separator, quote, rows)
     return chosen
