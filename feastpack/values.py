@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast.online_response import _convert_uuids_for_arrow
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import (
     NULL_TIMESTAMP_INT_VALUE,
@@ -305,7 +306,8 @@ def _unpack_texts(stored: bytes) -> list[str]:
     count = int.from_bytes(stored[:4], "little")
     ends = np.frombuffer(stored, dtype="<u4", count=count, offset=4).tolist()
     body = stored[4 + 4 * count :]
-    return [body[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    starts = [0, *ends][:count]
+    return [body[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
 def to_protos(rows: Rows, name: str) -> list[Value]:
@@ -401,7 +403,7 @@ def _stored_to_arrow(stored: pa.BinaryArray, column: Column) -> pa.Array:
     if storage.kind is Kind.TEXT and column.value_type not in _PARSED:
         return stored.cast(pa.string())
     values = _stored_to_python(stored.to_pylist(), column)
-    return pa.array([list(v) if isinstance(v, set) else v for v in values])
+    return pa.array(_convert_uuids_for_arrow({column.name: values})[column.name])
 
 
 def _finish(array: pa.Array, value_type: str) -> pa.Array:
