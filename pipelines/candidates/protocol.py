@@ -236,6 +236,14 @@ def read_head(folder: Path) -> dict[str, Any]:
     return head
 
 
+class _StoredArrays(dict[str, NDArray[Any]]):
+    def __missing__(self, name: str) -> NDArray[Any]:
+        raise GeneratorError(
+            f"state.npz: found the arrays {sorted(self)}, expected also {name!r} (written by "
+            "another version?); fit the candidates again"
+        )
+
+
 Settings = TypeVar("Settings")
 
 
@@ -258,7 +266,7 @@ def load_state(
         chosen = settings(**head["settings"])
         # numpy leaves a file that it opened itself open when it is no archive.
         with (folder / "state.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
+            arrays = _StoredArrays(stored)
     except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise GeneratorError(
             f"{folder}: the saved {name} generator cannot be read ({error}); "

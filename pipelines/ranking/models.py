@@ -98,6 +98,9 @@ class LightGBMSettings:
     seed: int = 0
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+
 
 @dataclass(frozen=True)
 class CatBoostSettings:
@@ -127,12 +130,50 @@ class CatBoostSettings:
     seed: int = 0
     threads: int = -1
 
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
 
-class _Fitted:
-    """What both rankers do once they are trained: leave it to their scorer."""
+
+@dataclass(frozen=True, eq=False)
+class _Examples:
+    matrix: Matrix
+    labels: NDArray[np.float64]
+    group_sizes: NDArray[np.int64]
+    names: list[str]
+    categorical: list[int]
+
+
+class _Trainable:
+    """What both rankers share: the checks before training, and the scorer after it."""
 
     name: ClassVar[str]
-    _scorer: Scorer | None
+    _scorer_kind: ClassVar[type[Scorer]]
+    _scorer: Scorer | None = None
+
+    def fit(
+        self,
+        matrix: Matrix,
+        labels: NDArray[Any],
+        group_sizes: NDArray[np.int64],
+        feature_names: Sequence[str],
+        categorical_indices: Sequence[int] = (),
+        *,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Learn to order the rows of each group; see `Ranker`."""
+        examples = _Examples(
+            matrix,
+            np.asarray(labels, dtype=np.float64),
+            np.asarray(group_sizes, dtype=np.int64),
+            list(feature_names),
+            list(categorical_indices),
+        )
+        _check(examples)
+        self._scorer = self._train(examples, progress or (lambda _share: None))
+        return self
+
+    def _train(self, examples: _Examples, progress: Progress) -> Scorer:
+        raise NotImplementedError
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -155,59 +196,54 @@ class _Fitted:
         """Write the library's own file format."""
         self._trained().save(path)
 
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; the settings it was trained with are not in the file."""
+        ranker = cls()
+        ranker._scorer = cls._scorer_kind.load(path)
+        return ranker
+
     def _trained(self) -> Scorer:
         if self._scorer is None:
             raise RankerTrainingError(f"{self.name}: not trained; call fit or load first")
         return self._scorer
 
 
-class LightGBMRanker(_Fitted):
+class LightGBMRanker(_Trainable):
     """Gradient-boosted trees of LightGBM, LambdaRank unless told otherwise."""
 
     name: ClassVar[str] = "lightgbm"
     suffix: ClassVar[str] = LightGBMScorer.suffix
+    _scorer_kind = LightGBMScorer
 
     def __init__(self, settings: LightGBMSettings | None = None) -> None:
         self.settings = settings or LightGBMSettings()
-        self._scorer: Scorer | None = None
 
-    def fit(
-        self,
-        matrix: Matrix,
-        labels: NDArray[Any],
-        group_sizes: NDArray[np.int64],
-        feature_names: Sequence[str],
-        categorical_indices: Sequence[int] = (),
-        *,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Learn to order the rows of each group; see `Ranker`."""
-        _check(matrix, labels, group_sizes, feature_names, categorical_indices)
+    def _train(self, examples: _Examples, progress: Progress) -> Scorer:
         ensure_openmp()
         import lightgbm
 
         rounds = self.settings.rounds
-
-        def report(state: Any) -> None:
-            if progress:
-                progress((state.iteration + 1) / rounds)
-
-        examples = lightgbm.Dataset(
-            matrix,
-            label=labels,
-            group=group_sizes,
-            feature_name=list(feature_names),
-            categorical_feature=list(categorical_indices),
+        dataset = lightgbm.Dataset(
+            examples.matrix,
+            label=examples.labels,
+            group=examples.group_sizes,
+            feature_name=examples.names,
+            categorical_feature=examples.categorical,
             params={"verbosity": -1},
         )
         try:
-            booster = lightgbm.train(self._parameters(), examples, rounds, callbacks=[report])
+            booster = lightgbm.train(
+                self._parameters(),
+                dataset,
+                rounds,
+                callbacks=[lambda state: progress((state.iteration + 1) / rounds)],
+            )
         except lightgbm.basic.LightGBMError as error:
             raise RankerTrainingError(
                 f"lightgbm: {str(error).strip()}; check {self.settings}"
             ) from error
-        self._scorer = LightGBMScorer(booster)
-        return self
+        return LightGBMScorer(booster)
 
     def _parameters(self) -> dict[str, Any]:
         settings = self.settings
@@ -221,51 +257,33 @@ class LightGBMRanker(_Fitted):
             "lambdarank_truncation_level": settings.truncation,
             "seed": settings.seed,
             "num_threads": settings.threads,
-            # Without the first two, sums depend on the number of threads.
+            # Without these two, sums depend on the number of threads.
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
         }
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the settings it was trained with are not in the file."""
-        ranker = cls()
-        ranker._scorer = LightGBMScorer.load(path)
-        return ranker
 
-
-class CatBoostRanker(_Fitted):
+class CatBoostRanker(_Trainable):
     """Gradient-boosted symmetric trees of CatBoost, QuerySoftMax unless told otherwise."""
 
     name: ClassVar[str] = "catboost"
     suffix: ClassVar[str] = CatBoostScorer.suffix
+    _scorer_kind = CatBoostScorer
 
     def __init__(self, settings: CatBoostSettings | None = None) -> None:
         self.settings = settings or CatBoostSettings()
-        self._scorer: Scorer | None = None
 
-    def fit(
-        self,
-        matrix: Matrix,
-        labels: NDArray[Any],
-        group_sizes: NDArray[np.int64],
-        feature_names: Sequence[str],
-        categorical_indices: Sequence[int] = (),
-        *,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Learn to order the rows of each group; see `Ranker`."""
-        _check(matrix, labels, group_sizes, feature_names, categorical_indices)
+    def _train(self, examples: _Examples, progress: Progress) -> Scorer:
         import catboost
 
-        categories = matrix[:, list(categorical_indices)]
-        highest = -1 if np.isnan(categories).all() else int(np.nanmax(categories))
-        columns = CatBoostColumns.of(feature_names, categorical_indices, highest)
+        codes = examples.matrix[:, examples.categorical]
+        highest = -1 if np.isnan(codes).all() else int(np.nanmax(codes))
+        columns = CatBoostColumns.of(examples.names, examples.categorical, highest)
         pool = catboost.Pool(
-            columns.split(matrix),
-            label=np.asarray(labels, dtype=np.float64),
-            group_id=np.repeat(np.arange(len(group_sizes)), group_sizes),
+            columns.split(examples.matrix),
+            label=examples.labels,
+            group_id=np.repeat(np.arange(len(examples.group_sizes)), examples.group_sizes),
         )
         model = catboost.CatBoost(self._parameters())
         try:
@@ -274,8 +292,7 @@ class CatBoostRanker(_Fitted):
             raise RankerTrainingError(
                 f"catboost: {str(error).strip()}; check {self.settings}"
             ) from error
-        self._scorer = CatBoostScorer(model, columns)
-        return self
+        return CatBoostScorer(model, columns)
 
     def _parameters(self) -> dict[str, Any]:
         settings = self.settings
@@ -293,25 +310,17 @@ class CatBoostRanker(_Fitted):
             "logging_level": "Silent",
         }
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the settings it was trained with are not in the file."""
-        ranker = cls()
-        ranker._scorer = CatBoostScorer.load(path)
-        return ranker
-
 
 class _Report:
     """CatBoost's callback object."""
 
-    def __init__(self, progress: Progress | None, rounds: int) -> None:
+    def __init__(self, progress: Progress, rounds: int) -> None:
         self._progress = progress
         self._rounds = rounds
 
     def after_iteration(self, state: Any) -> bool:
         """Report; True means: go on."""
-        if self._progress:
-            self._progress(state.iteration / self._rounds)
+        self._progress(state.iteration / self._rounds)
         return True
 
 
@@ -363,37 +372,37 @@ def prediction_cost_us(
     return statistics.median(seconds) * 1e6
 
 
-def _check(
-    matrix: Matrix,
-    labels: NDArray[Any],
-    group_sizes: NDArray[np.int64],
-    feature_names: Sequence[str],
-    categorical_indices: Sequence[int],
-) -> None:
-    rows, inputs = matrix.shape
-    if rows == 0 or len(labels) != rows or int(np.sum(group_sizes)) != rows:
+def _check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise RankerTrainingError(f"ranker settings: found rounds = {rounds}, expected at least 1")
+
+
+def _check(examples: _Examples) -> None:
+    rows, inputs = examples.matrix.shape
+    sizes, names = examples.group_sizes, examples.names
+    if rows == 0 or len(examples.labels) != rows or sizes.sum() != rows:
         raise RankerTrainingError(
-            f"training set: found {rows:,} rows, {len(labels):,} labels and groups of "
-            f"{int(np.sum(group_sizes)):,} rows in all, expected the same number above 0; "
-            "are there candidates whose users have events in the label slice?"
+            f"training set: found {rows:,} rows, {len(examples.labels):,} labels and groups of "
+            f"{sizes.sum():,} rows in all, expected the same number above 0; are there "
+            "candidates whose users have events in the label slice?"
         )
-    if len(feature_names) != inputs or len(set(feature_names)) != inputs:
+    if len(names) != inputs or len(set(names)) != inputs:
         raise RankerTrainingError(
-            f"training set: found {len(set(feature_names))} distinct of {len(feature_names)} "
-            f"names for {inputs} columns, expected one name a column"
+            f"training set: found {len(set(names))} distinct of {len(names)} names for {inputs} "
+            "columns, expected one name a column"
         )
-    if np.min(group_sizes) < 1 or np.max(group_sizes) > _MOST_ROWS_A_GROUP:
+    if sizes.min() < 1 or sizes.max() > _MOST_ROWS_A_GROUP:
         raise RankerTrainingError(
-            f"training set: found groups of {np.min(group_sizes)} to {np.max(group_sizes):,} "
-            f"rows, expected 1 to {_MOST_ROWS_A_GROUP:,}; take fewer candidates a user"
+            f"training set: found groups of {sizes.min()} to {sizes.max():,} rows, expected 1 to "
+            f"{_MOST_ROWS_A_GROUP:,}; take fewer candidates a user"
         )
-    _check_labels(np.asarray(labels, dtype=np.float64), group_sizes)
-    for place in categorical_indices:
-        codes = matrix[:, place]
+    _check_labels(examples.labels, sizes)
+    for place in examples.categorical:
+        codes = examples.matrix[:, place]
         wrong = ~np.isnan(codes) & ~((codes >= 0) & (codes == np.floor(codes)) & (codes < 2**24))
         if wrong.any():
             raise RankerTrainingError(
-                f"training set: the category {feature_names[place]!r} holds {codes[wrong][0]} "
+                f"training set: the category {names[place]!r} holds {codes[wrong][0]} "
                 f"(row {int(np.argmax(wrong))}), expected codes 0, 1, ... or NaN; encode it first"
             )
 

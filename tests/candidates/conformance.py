@@ -226,6 +226,14 @@ class GeneratorConformance:
         with pytest.raises(GeneratorError, match=r"cannot be read (?s:.*)fit the candidates again"):
             type(generator).load(tmp_path)
 
+    def test_a_state_of_another_version_is_refused(self, generator, tmp_path):
+        generator.save(tmp_path)
+        with np.load(tmp_path / "state.npz") as stored:
+            kept = {name: array for name, array in stored.items() if name != "warm"}
+        np.savez(tmp_path / "state.npz", **kept)
+        with pytest.raises(GeneratorError, match=r"also 'warm' .*fit the candidates again"):
+            type(generator).load(tmp_path)
+
     def test_an_empty_folder_is_refused(self, generator, tmp_path):
         with pytest.raises(GeneratorError, match=r"generator\.json: cannot be read"):
             type(generator).load(tmp_path)

@@ -197,6 +197,10 @@ class TestWrongTrainingSets:
             with pytest.raises(RankerTrainingError, match=f"{name}: .*; check .*Settings"):
                 make_ranker(name, settings).fit(matrix, labels, sizes, NAMES)
 
+    def test_no_rounds_are_refused(self, name):
+        with pytest.raises(RankerTrainingError, match="rounds = 0, expected at least 1"):
+            make_ranker(name, {"rounds": 0})
+
     def test_unknown_names_are_refused(self):
         with pytest.raises(RankerTrainingError, match="found ranker 'nope', expected one of"):
             make_ranker("nope")
