@@ -109,27 +109,22 @@ def _count(condition: str) -> str:
     return f"count(*) FILTER (WHERE {condition})"
 
 
+def _rows(expectation: Any, at_fault: str, missing: str | None = None) -> Measure:
+    """Measure a condition on each row; `missing` is true where there is no value to ask about."""
+    aggregates = {f"{expectation.map_metric}.unexpected_count": _count(at_fault)}
+    if missing is not None:
+        aggregates[NULLS] = _count(missing)
+    return Measure(aggregates=aggregates, at_fault=at_fault, subject=(expectation.column,))
+
+
 def _values(expectation: Any, columns: Columns, good: str) -> Measure:
     """Measure a condition on each present value of a column."""
     value = columns.value(expectation.column)
-    at_fault = f"{value} IS NOT NULL AND NOT ({good})"
-    return Measure(
-        aggregates={
-            NULLS: _count(f"{value} IS NULL"),
-            f"{expectation.map_metric}.unexpected_count": _count(at_fault),
-        },
-        at_fault=at_fault,
-        subject=(expectation.column,),
-    )
+    return _rows(expectation, f"{value} IS NOT NULL AND NOT ({good})", f"{value} IS NULL")
 
 
 def _not_null(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
-    at_fault = f"{columns.value(expectation.column)} IS NULL"
-    return Measure(
-        aggregates={f"{expectation.map_metric}.unexpected_count": _count(at_fault)},
-        at_fault=at_fault,
-        subject=(expectation.column,),
-    )
+    return _rows(expectation, f"{columns.value(expectation.column)} IS NULL")
 
 
 def _between(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
@@ -181,15 +176,7 @@ def _finite(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> M
     raw = f"t.{quote(expectation.column)}"
     # A sum is finite if all its parts are; it may overflow only near the largest double.
     number = f"list_sum({raw}::DOUBLE[])" if kind == "list" else f"{raw}::DOUBLE"
-    at_fault = f"NOT coalesce(isfinite({number}), TRUE)"
-    return Measure(
-        aggregates={
-            NULLS: _count(f"{raw} IS NULL"),
-            f"{expectation.map_metric}.unexpected_count": _count(at_fault),
-        },
-        at_fault=at_fault,
-        subject=(expectation.column,),
-    )
+    return _rows(expectation, f"NOT coalesce(isfinite({number}), TRUE)", f"{raw} IS NULL")
 
 
 def _list_elements(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:

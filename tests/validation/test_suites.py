@@ -287,7 +287,7 @@ def test_events_that_are_all_positive_by_description_pass(tmp_path):
 FEATURES = pa.table(
     {
         "user_id": pa.array([0, 0, 1], pa.int64()),
-        "event_timestamp": pa.array([NOW, NOW + dt.timedelta(days=28), NOW], TIMES),
+        "event_timestamp": pa.array([NOW, NOW + dt.timedelta(days=29), NOW], TIMES),
         "user_event_count_7d": pa.array([3, 0, 1], pa.int64()),
         "user_positive_rate_7d": pa.array([1.0, None, 0.0]),
         "user_topic_positive_share": pa.array([[0.0, 1.0], [], None], pa.list_(pa.float32())),
@@ -298,7 +298,7 @@ BAD_FEATURES = {
     "negative count": (
         changed(FEATURES, "user_event_count_7d", 1, -1),
         r"^gate features_user_activity: user_event_count_7d must be at least 0: 1 of 3 rows fail "
-        r"\(first: row 1 user_id=0 event_timestamp=2024-06-29T00:00:00\+00:00 "
+        r"\(first: row 1 user_id=0 event_timestamp=2024-06-30T00:00:00\+00:00 "
         r"user_event_count_7d=-1\); see pipelines/features/user_activity\.py",
     ),
     "rate above one": (
@@ -327,8 +327,8 @@ BAD_FEATURES = {
         r"no two rows may share user_id, event_timestamp: 2 of 4 rows fail \(first: row 1 .*row 3",
     ),
     "too late": (
-        changed(FEATURES, "event_timestamp", 1, NOW + dt.timedelta(days=28, seconds=1)),
-        r"event_timestamp must be at most 2024-06-29T00:00:00\+00:00: 1 of 3 rows fail",
+        changed(FEATURES, "event_timestamp", 1, NOW + dt.timedelta(days=29, seconds=1)),
+        r"event_timestamp must be at most 2024-06-30T00:00:00\+00:00: 1 of 3 rows fail",
     ),
     "key of the wrong type": (
         with_column(FEATURES, "user_id", ["0", "0", "1"], pa.string()),

@@ -11,8 +11,9 @@ from great_expectations.expectations.expectation import Expectation
 from validation.suites import vocabulary as v
 
 TIMESTAMP = "event_timestamp"
-HORIZON = timedelta(days=28)
-"""How long after the last event a value can still change: the longest sliding window."""
+HORIZON = timedelta(days=29)
+"""How long after the last event a value can still change: the longest sliding window, 28 days,
+begins to lose the event at the midnight after it."""
 
 _COUNT = re.compile(r"(^|_)count(_|$)")
 _SHARE = re.compile(r"(^|_)(rate|share)(_|$)")
