@@ -38,8 +38,8 @@ def find_files(base_folder: Path, source: Source, table: str) -> list[Path]:
     files: list[Path] = []
     for pattern in source.path:
         # Not Path.glob: it knows no absolute patterns and no "..".
-        names = sorted(glob.glob(str(base_folder / pattern), recursive=True))  # noqa: PTH207
-        found = [path for path in map(Path, names) if path.is_file()]
+        names = sorted(glob.glob(pattern, root_dir=base_folder, recursive=True))  # noqa: PTH207
+        found = [base_folder / name for name in names if (base_folder / name).is_file()]
         if not found:
             raise SourceError(
                 f"{table}: no file '{pattern}' in {base_folder}"

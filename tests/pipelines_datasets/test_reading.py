@@ -312,6 +312,8 @@ def test_globs_and_lists_keep_the_order_of_the_files(tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"user,post,ts\n{user},p,2024-01-01\n")
     users = read_events(tmp_path, path=["b*.csv", "a.csv", "b2.csv"])["user_id"].to_pylist()
     assert users == ["y", "x", "z"]
+    absolute = read_events(tmp_path, path=str(tmp_path / "?.csv"))["user_id"].to_pylist()
+    assert absolute == ["z"]
 
 
 def test_quoted_line_breaks_are_part_of_the_text(tmp_path):
