@@ -8,6 +8,7 @@ with ``created <= t`` count. Null keys match nothing.
 DuckDB's ASOF join sorts both sides once and merges them, so it costs the length of the history
 once, not once per entity row. It takes a single inequality, hence the tie-break by the created
 timestamp is folded into one 128 bit number: event time in the upper half, created in the lower.
+Only keys, times and row ids are joined; feature columns are then read once, for the rows found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from datetime import UTC, datetime, timedelta
 from feastpack.sources import SourceScan, quoted
 
 ENTITY_TABLE = "entity_rows"
+FOUND_TABLE = "found_rows"
 _TWO_64 = "18446744073709551616::HUGEINT"
+_ALL_ONES = "18446744073709551615::HUGEINT"
 _LOWEST_CREATED = str(-(2**62))
 _SHIFT_CREATED = str(2**62)
 
@@ -83,10 +86,11 @@ def ticks(scan: SourceScan, column: str, *, nanoseconds: bool) -> str:
 def asof_query(
     join: ViewJoin, span: TimeRange | None, *, by_created: bool, nanoseconds: bool
 ) -> str:
-    """SQL of one view's point-in-time join.
+    """SQL that finds, for each entity row, the row of the source that was valid.
 
-    It reads the table ``entity_rows(row BIGINT, t BIGINT, k0, k1, ...)`` and returns columns
-    ``f0, f1, ...`` in the order of `row`.
+    It reads the table ``entity_rows(row BIGINT, t BIGINT, k0, k1, ...)`` and returns, in any
+    order, ``row`` and ``source_row``: the source's row id, null where nothing was known or it
+    had expired.
 
     Parameters
     ----------
@@ -98,19 +102,34 @@ def asof_query(
         Unit of `t`: nanoseconds since 1970 instead of microseconds.
     """
     if by_created and join.created is not None:
-        history, left, right = _visible_history(join, span, nanoseconds=nanoseconds)
+        history = _visible_history(join, span, nanoseconds=nanoseconds)
+        condition = "e.t >= f.visible"
     else:
-        history, left, right = _plain_history(join, span, nanoseconds=nanoseconds)
+        history = _history(join, span, nanoseconds=nanoseconds)
+        # The lower half of the entity row's number is all ones: whatever is in f's is below.
+        condition = f"e.t::HUGEINT * {_TWO_64} + {_ALL_ONES} >= f.preference"
     on = [f"e.k{position} = f.k{number}" for number, (_, position) in enumerate(join.keys)]
-    on.append(f"{left} >= {right}")
-    values = [f"f.f{number}" for number in range(len(join.columns))]
+    on.append(condition)
+    found = "f.source_row"
     if join.ttl:
         length = _ticks_of(join.ttl, nanoseconds=nanoseconds)
-        values = [f"CASE WHEN f.t + {length} >= e.t THEN {value} END" for value in values]
-    select = ", ".join(f"{value} AS f{number}" for number, value in enumerate(values))
+        found = f"CASE WHEN f.t + {length} >= e.t THEN f.source_row END"
     return (
-        f"SELECT {select}\nFROM {ENTITY_TABLE} AS e\nASOF LEFT JOIN (\n{history}\n) AS f\n"
-        f"ON {' AND '.join(on)}\nORDER BY e.row"
+        f"SELECT e.row AS row, {found} AS source_row\nFROM {ENTITY_TABLE} AS e\n"
+        f"ASOF LEFT JOIN (\n{history}\n) AS f\nON {' AND '.join(on)}"
+    )
+
+
+def values_query(join: ViewJoin) -> str:
+    """SQL of the feature columns ``f0, f1, ...`` of the rows in the table ``found_rows``.
+
+    Each row of the source that is named there comes once, after its ``source_row``.
+    """
+    values = [f"{quoted(column)} AS f{number}" for number, column in enumerate(join.columns)]
+    select = ", ".join([f"{join.scan.row_id} AS source_row", *values])
+    return (
+        f"SELECT {select}\nFROM {join.scan.sql}\n"
+        f"WHERE {join.scan.row_id} IN (SELECT source_row FROM {FOUND_TABLE})"
     )
 
 
@@ -120,21 +139,7 @@ def uses_nanoseconds(join: ViewJoin, *, by_created: bool) -> bool:
     return any(join.scan.is_nanosecond(column) for column in times)
 
 
-def _plain_history(
-    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool
-) -> tuple[str, str, str]:
-    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
-    if join.created is None:
-        return _history(join, span, {"t": time}), "e.t", "f.t"
-    extra = {"t": time, "o": _time_and_created(join, time, nanoseconds=nanoseconds)}
-    # The lower half of the entity row's number is all ones: any created time is below it.
-    left = f"e.t::HUGEINT * {_TWO_64} + 18446744073709551615::HUGEINT"
-    return _history(join, span, extra), left, "f.o"
-
-
-def _visible_history(
-    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool
-) -> tuple[str, str, str]:
+def _visible_history(join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool) -> str:
     """The history by the time from which each row counts: max(event time, created).
 
     A row that a better one (later event, then later created) precedes in that order is never
@@ -142,34 +147,34 @@ def _visible_history(
     what an ASOF join needs.
     """
     assert join.created is not None
-    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
     created = ticks(join.scan, join.created, nanoseconds=nanoseconds)
-    extra = {
-        "t": time,
-        "o": _time_and_created(join, time, nanoseconds=nanoseconds),
-        "v": f"greatest({time}, {created})",
-    }
+    rows = _history(join, span, nanoseconds=nanoseconds, where=f"{created} IS NOT NULL")
+    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
+    rows = rows.replace("SELECT ", f"SELECT greatest({time}, {created}) AS visible, ", 1)
     keys = ", ".join(f"k{number}" for number in range(len(join.keys)))
     partition = f"PARTITION BY {keys} " if keys else ""
-    rows = _history(join, span, extra, where=f"{quoted(join.created)} IS NOT NULL")
-    best = f"SELECT * FROM (\n{rows}\n) QUALIFY o >= max(o) OVER ({partition}ORDER BY v)"
-    return best, "e.t", "f.v"
+    window = f"OVER ({partition}ORDER BY visible)"
+    return f"SELECT * FROM (\n{rows}\n) QUALIFY preference >= max(preference) {window}"
 
 
 def _history(
-    join: ViewJoin, span: TimeRange | None, extra: dict[str, str], where: str | None = None
+    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool, where: str | None = None
 ) -> str:
-    select = [f"{expression} AS {name}" for name, expression in extra.items()]
-    select += [
-        f"{quoted(join.scan.column(name))} AS k{number}"
-        for number, (name, _) in enumerate(join.keys)
+    scan = join.scan
+    time = ticks(scan, join.timestamp, nanoseconds=nanoseconds)
+    select = [
+        f"{time} AS t",
+        f"{preference(scan, time, join.created, nanoseconds=nanoseconds)} AS preference",
+        f"{scan.row_id} AS source_row",
     ]
-    select += [f"{quoted(column)} AS f{number}" for number, column in enumerate(join.columns)]
+    select += [
+        f"{quoted(scan.column(name))} AS k{number}" for number, (name, _) in enumerate(join.keys)
+    ]
     conditions = [where] if where else []
     if span is not None:
         conditions += _span_conditions(join, span)
     filtered = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(select)} FROM {join.scan.sql}{filtered}"
+    return f"SELECT {', '.join(select)} FROM {scan.sql}{filtered}"
 
 
 def _span_conditions(join: ViewJoin, span: TimeRange) -> list[str]:
@@ -184,10 +189,16 @@ def _span_conditions(join: ViewJoin, span: TimeRange) -> list[str]:
     return conditions
 
 
-def _time_and_created(join: ViewJoin, time: str, *, nanoseconds: bool) -> str:
-    assert join.created is not None
-    created = ticks(join.scan, join.created, nanoseconds=nanoseconds)
-    lower = f"coalesce({created}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
+def preference(scan: SourceScan, time: str, created: str | None, *, nanoseconds: bool) -> str:
+    """Which of two rows of a key is to be preferred, as one HUGEINT: greater is better.
+
+    Upper half: the event time. Lower half: the created time (null: lowest) or, in a source
+    without one, the row's place in the files, so that results do not depend on the threads.
+    """
+    lower = scan.row_id
+    if created is not None:
+        epoch = ticks(scan, created, nanoseconds=nanoseconds)
+        lower = f"coalesce({epoch}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
     return f"{time}::HUGEINT * {_TWO_64} + {lower}"
 
 
@@ -222,12 +233,12 @@ def _rows_between(
 
 @dataclass(frozen=True)
 class LatestQuery:
-    """A latest-per-key query: what to run first, if anything, and what returns the rows.
+    """A latest-per-key query: what to run first, and what then returns the rows.
 
     `prepare` creates the temporary table ``winners(row_id)``, one row per row of the result.
     """
 
-    prepare: str | None
+    prepare: str
     rows: str
 
 
@@ -250,26 +261,14 @@ def latest_query(
     picked = ", ".join(map(quoted, columns))
     rows = _rows_between(scan, timestamp, start, end)
     key_list = ", ".join(map(quoted, keys))
-    if not scan.has_row_ids:
-        partition = f"PARTITION BY {key_list} " if keys else ""
-        order = f"{scan.instant(timestamp)} DESC"
-        if created is not None:
-            order += f", {scan.instant(created)} DESC NULLS LAST"
-        best = f"QUALIFY row_number() OVER ({partition}ORDER BY {order}) = 1"
-        return LatestQuery(None, f"SELECT {picked}\n{rows}\n{best}")
-    row_id = "(file_index::BIGINT << 40) + file_row_number"
     nanoseconds = any(scan.is_nanosecond(name) for name in (timestamp, created) if name)
     time = ticks(scan, timestamp, nanoseconds=nanoseconds)
-    lower = row_id
-    if created is not None:
-        epoch = ticks(scan, created, nanoseconds=nanoseconds)
-        lower = f"coalesce({epoch}, {_LOWEST_CREATED})::HUGEINT + {_SHIFT_CREATED}"
+    best = preference(scan, time, created, nanoseconds=nanoseconds)
     grouped = f"\nGROUP BY {key_list}" if keys else ""
     return LatestQuery(
         prepare=(
             "CREATE OR REPLACE TEMP TABLE winners AS\n"
-            f"SELECT arg_max({row_id}, {time}::HUGEINT * {_TWO_64} + {lower}) AS row_id\n"
-            f"{rows}{grouped}"
+            f"SELECT arg_max({scan.row_id}, {best}) AS row_id\n{rows}{grouped}"
         ),
-        rows=f"SELECT {picked}\n{rows}\nAND {row_id} IN (SELECT row_id FROM winners)",
+        rows=f"SELECT {picked}\n{rows}\nAND {scan.row_id} IN (SELECT row_id FROM winners)",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,18 +22,12 @@ from feast.repo_config import RepoConfig
 from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
 
-from feastpack.asof_sql import (
-    ENTITY_TABLE,
-    ViewJoin,
-    asof_query,
-    latest_query,
-    range_query,
-    uses_nanoseconds,
-)
+from feastpack.asof_sql import ViewJoin, latest_query, range_query
 from feastpack.duckdb_job import DuckDBRetrievalJob, connect, fetch_arrow, run, stream_arrow
-from feastpack.entity_rows import EntityRows, entity_rows_of_period, read_entity_rows
-from feastpack.errors import OfflineStoreError, SchemaError, UnsupportedError
+from feastpack.entity_rows import entity_rows_of_period, read_entity_rows
+from feastpack.errors import UnsupportedError
 from feastpack.parquet_files import append_log, append_rows
+from feastpack.point_in_time import PointInTime
 from feastpack.sources import local_path, open_source, require_parquet_source
 
 #: A column that Feast's logging adds and that its own stores leave out.
@@ -110,7 +105,13 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             entities = entity_rows_of_period(connection, joins, keys, start, end)
         else:
             entities = read_entity_rows(connection, entity_df)
-        stream = _PointInTime(joins, keys, entities, by_created=filter_by_created_timestamp)
+        stream = PointInTime(
+            joins,
+            keys,
+            entities,
+            by_created=filter_by_created_timestamp,
+            threads=config.offline_store.threads or os.cpu_count() or 1,
+        )
         stream.check_key_types()
         return DuckDBRetrievalJob(
             connection,
@@ -233,74 +234,6 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
                 "local path"
             )
         append_log(data, folder, destination.partition_by)
-
-
-class _PointInTime:
-    """The point-in-time join of some views, run for slices of the entity rows."""
-
-    def __init__(
-        self,
-        joins: Sequence[ViewJoin],
-        keys: Sequence[str],
-        entities: EntityRows,
-        *,
-        by_created: bool,
-    ) -> None:
-        nanoseconds = entities.needs_nanoseconds or any(
-            uses_nanoseconds(join, by_created=by_created) for join in joins
-        )
-        self._joins = joins
-        self._keys = keys
-        self._entities = entities
-        self._rows = entities.join_table(keys, nanoseconds=nanoseconds)
-        self.statements = [
-            asof_query(join, entities.span, by_created=by_created, nanoseconds=nanoseconds)
-            for join in joins
-        ]
-
-    def check_key_types(self) -> None:
-        """Refuse to compare text with numbers: DuckDB would parse the text."""
-        for join in self._joins:
-            for name, position in join.keys:
-                in_source = join.scan.types[join.scan.column(name)]
-                in_rows = self._rows.schema.field(f"k{position}").type
-                is_text = pa.types.is_string(in_rows) or pa.types.is_large_string(in_rows)
-                if not pa.types.is_null(in_rows) and is_text != (in_source == "VARCHAR"):
-                    raise SchemaError(
-                        f"feature view {join.view!r}: join key {self._keys[position]!r} is "
-                        f"{in_rows} in entity_df and {in_source} in source {join.scan.label}; "
-                        "convert one of them"
-                    )
-
-    def __call__(
-        self, connection: duckdb.DuckDBPyConnection, batch_rows: int | None
-    ) -> Iterator[pa.Table]:
-        """Yield the result for `batch_rows` entity rows at a time; once even if there are none."""
-        total = self._rows.num_rows
-        step = max(batch_rows or total, 1)
-        for start in range(0, max(total, 1), step):
-            yield self._join(connection, start, step)
-
-    def count(self, connection: duckdb.DuckDBPyConnection) -> int:
-        """As many as there are entity rows."""
-        return int(self._rows.num_rows)
-
-    def _join(self, connection: duckdb.DuckDBPyConnection, start: int, length: int) -> pa.Table:
-        result = self._entities.table.slice(start, length)
-        connection.register(ENTITY_TABLE, self._rows.slice(start, length))
-        try:
-            for join, statement in zip(self._joins, self.statements, strict=True):
-                features = fetch_arrow(connection, statement)
-                if features.num_rows != result.num_rows:
-                    raise OfflineStoreError(
-                        f"feature view {join.view!r}: the join returned {features.num_rows} rows "
-                        f"for {result.num_rows} entity rows; please report this query:\n{statement}"
-                    )
-                for name, column in zip(join.names, features.columns, strict=True):
-                    result = result.append_column(name, column)
-        finally:
-            connection.unregister(ENTITY_TABLE)
-        return result
 
 
 class _Scan:

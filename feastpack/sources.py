@@ -9,6 +9,7 @@ credentials Feast resolves.
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from feastpack.errors import SchemaError, UnsupportedError
 
 _GLOB_CHARACTERS = "*?["
+_COPIES = itertools.count()
 
 
 def quoted(identifier: str) -> str:
@@ -47,8 +49,8 @@ class SourceScan:
         An expression for a FROM clause.
     types
         DuckDB type name per column of the source, in the source's order.
-    has_row_ids
-        Whether ``file_index`` and ``file_row_number`` tell two rows of the scan apart.
+    row_id
+        SQL of a BIGINT that names a row of the source; it grows in the order of the files.
     field_mapping
         The source's own mapping: column of the source -> name in the feature view.
     """
@@ -56,7 +58,7 @@ class SourceScan:
     label: str
     sql: str
     types: Mapping[str, str]
-    has_row_ids: bool
+    row_id: str
     field_mapping: Mapping[str, str]
 
     def column(self, name: str) -> str:
@@ -145,15 +147,23 @@ def open_source(
     file_source = require_parquet_source(source)
     label = f"{file_source.name!r} ({file_source.path})"
     path = local_path(file_source.path, repo_path)
-    sql = _parquet_scan(path, label) if path else _register_dataset(connection, file_source)
-    described = connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
+    sql = _copied_dataset(connection, file_source) if path is None else _parquet_scan(path, label)
+    types = _described(connection, sql)
+    row_id = "rowid" if path is None else "((file_index::BIGINT << 40) + file_row_number)"
+    if path is not None and {"file_index", "file_row_number"} & types.keys():
+        sql, row_id = _copied(connection, sql), "rowid"
     return SourceScan(
         label=label,
         sql=sql,
-        types={row[0]: row[1] for row in described},
-        has_row_ids=path is not None,
+        types=types,
+        row_id=row_id,
         field_mapping=dict(file_source.field_mapping or {}),
     )
+
+
+def _described(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
+    described = connection.execute(f"DESCRIBE SELECT * FROM {sql}").fetchall()
+    return {row[0]: row[1] for row in described}
 
 
 def _parquet_scan(path: str, label: str) -> str:
@@ -175,13 +185,22 @@ def _paths(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True)  # noqa: PTH207
 
 
-def _register_dataset(connection: duckdb.DuckDBPyConnection, source: FileSource) -> str:
+def _copied_dataset(connection: duckdb.DuckDBPyConnection, source: FileSource) -> str:
     filesystem, path = FileSource.create_filesystem_and_path(
         source.path, source.s3_endpoint_override, source.resolve_credentials()
     )
     dataset: Any = pyarrow.dataset.dataset(
         path, filesystem=filesystem, format="parquet", partitioning="hive"
     )
-    name = f"dataset_{abs(hash(source.path))}"
-    connection.register(name, dataset)
+    connection.register("remote_dataset", dataset)
+    try:
+        return _copied(connection, "remote_dataset")
+    finally:
+        connection.unregister("remote_dataset")
+
+
+def _copied(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Copy a scan whose rows have no number of their own; DuckDB may spill the copy."""
+    name = f"copy_{next(_COPIES)}"
+    connection.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM {sql}")
     return name
