@@ -1,5 +1,6 @@
 """The command line ``feastrank``: one command per step, and all of them in order."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 1 an error with its message, 2 wrong usage, 3 stopped by a gate.
     """
+    # Idle OpenMP threads that spin starve the others wherever cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = sys.argv[1:] if arguments is None else arguments
-    console = Console(soft_wrap=True)
+    # Piped into a file there is no width to keep to; a table then takes what it needs.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _overview(console)
         return 0
@@ -148,10 +152,11 @@ def _titled(settings: type[BaseSettings], name: str, summary: str) -> type[BaseS
 def _settings_problem(error: Exception) -> str:
     if not isinstance(error, SettingsError):
         return str(error)
-    problems = [
-        f"--{'.'.join(map(str, e['loc'])).replace('_', '-')} {e['input']!r}: {e['msg']}"
-        for e in error.errors()
-    ]
+    problems = []
+    for one in error.errors():
+        flag = "--" + ".".join(map(str, one["loc"])).replace("_", "-")
+        missing = one["type"] == "missing"
+        problems.append(f"{flag} is missing" if missing else f"{flag} {one['input']}: {one['msg']}")
     return "; ".join(problems)
 
 

@@ -2,10 +2,8 @@
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from feastpack.embedded import stop as stop_server
 from feature_repo.dataset import Dataset
@@ -86,7 +84,7 @@ def recommend(settings: RecommendSettings, console: Console) -> None:
     """Answer one request."""
     dataset = Dataset.read(job.description_path(settings))
     recommender = _recommender(Workspace(settings.home.resolve(), dataset.name))
-    _print_answer(recommender.recommend(settings.user, settings.k, explain=True), console)
+    _print_answer(recommender.recommend(settings.user, settings.top, explain=True), console)
 
 
 def init(settings: InitSettings, console: Console) -> None:
@@ -134,27 +132,20 @@ def _examples(context: job.Context) -> list[str]:
 
 
 def _print_answer(answer: Answer, console: Console) -> None:
-    known = "" if answer.is_known else " (unknown: popular posts, ranked)"
-    table = Table(
-        title=f"user {answer.user}{known}: {answer.milliseconds:.1f} ms",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("", "post", "proposed by (rank)", "moved the score most"):
-        table.add_column(column)
+    known = "" if answer.is_known else " (unknown, so popular posts are ranked)"
+    title = f"user {answer.user}{known}, answered in {answer.milliseconds:.0f} ms"
+    console.print(f"\n[bold]{escape(title)}[/]", highlight=False)
     for place, one in enumerate(answer.recommendations, 1):
-        reason = one.reason
-        sources = [f"{name} {rank}" for name, rank in reason.sources.items()] if reason else []
-        moved = [f"{name} {value:+.2f}" for name, value in reason.contributions] if reason else []
-        table.add_row(
-            str(place), escape(one.title or one.post), ", ".join(sources), ", ".join(moved)
-        )
-    console.print(table)
+        console.print(f"  {place:>2}. {escape(one.title or one.post)}", highlight=False)
+        if one.reason is not None:
+            sources = ", ".join(f"{name} #{rank}" for name, rank in one.reason.sources.items())
+            moved = ", ".join(f"{name} {value:+.2f}" for name, value in one.reason.contributions)
+            console.print(f"      [dim]from {sources}; moved by {moved}[/]", highlight=False)
 
 
 def _print_metrics(context: job.Context) -> None:
     report = evaluate_step.report_of(context)
+    context.console.print()
     context.console.print(metrics_console(report))
     place = context.workspace.reports
     context.console.print(f"report     {place / 'report.html'}", highlight=False)

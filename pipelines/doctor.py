@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import redis
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from feastpack.embedded import find_redis_server
 from feastpack.errors import FeastpackError
@@ -51,14 +50,11 @@ def doctor(settings: DatasetSettings, console: Console) -> None:
         If any finding needs something to be done.
     """
     findings = list(diagnose(settings))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "what", "found", "to do"):
-        table.add_column(column)
     for one in findings:
-        table.add_row(
-            "[red]x[/]" if one.advice else "[green]ok[/]", one.what, one.found, one.advice
-        )
-    console.print(table)
+        mark = "[red]x [/]" if one.advice else "[green]ok[/]"
+        console.print(f"{mark} {one.what:<22} {escape(one.found)}", highlight=False)
+        if one.advice:
+            console.print(f"     {escape(one.advice)}", highlight=False)
     wrong = [one for one in findings if one.advice]
     if wrong:
         raise DoctorError(f"{len(wrong)} of {len(findings)} findings need something done")

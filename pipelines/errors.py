@@ -8,10 +8,12 @@
     │   ├── SourceError     a source file is missing, empty, damaged or not as described
     │   ├── LakeError       rows that the lake cannot hold, or a lake that is in use or damaged
     │   └── ProposalError   files from which no dataset description can be guessed
+    ├── EvaluationError     in pipelines.evaluation.errors: splits and metrics
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
     ├── GeneratorError      a generator asked wrongly, not fitted, or unreadable on disk
     ├── RankerTrainingError a training set or settings that no ranker can learn from
     │                       (also a ValueError)
+    ├── TuningError         a search for settings that found none
     ├── FeatureError        features that cannot be computed
     └── MissingStepError    a step whose forerunner has not been run
 """
@@ -51,6 +53,10 @@ class GeneratorError(PipelineError):
 
 class RankerTrainingError(PipelineError, ValueError):
     """A training set or settings that no ranker can learn from."""
+
+
+class TuningError(PipelineError):
+    """A search for settings that found none."""
 
 
 class FeatureError(PipelineError):

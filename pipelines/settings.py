@@ -14,12 +14,20 @@ from feature_repo import workspace
 from pipelines.features.embedding import EMBEDDED_MODEL
 
 
-class DatasetSettings(BaseSettings):
-    """Which dataset, and where its state lies."""
+class CommandSettings(BaseSettings):
+    """What the settings of all commands share: how flags and variables are named."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FEASTRANK_", frozen=True, cli_kebab_case=True, extra="forbid"
+        env_prefix="FEASTRANK_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
     )
+
+
+class DatasetSettings(CommandSettings):
+    """Which dataset, and where its state lies."""
 
     dataset: str = Field(
         "movielens_100k",
@@ -82,13 +90,11 @@ class RecommendSettings(DatasetSettings):
     """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
 
     user: str = Field(description="The user's id, as in the source.")
-    k: int = Field(10, ge=1, le=1000, description="Posts to recommend.")
+    top: int = Field(10, ge=1, le=1000, description="How many posts.")
 
 
-class InitSettings(BaseSettings):
+class InitSettings(CommandSettings):
     """Settings of `feastrank init`, which proposes a dataset description from files."""
-
-    model_config = SettingsConfigDict(frozen=True, cli_kebab_case=True, extra="forbid")
 
     events: Path = Field(description="File of events: one user, one post, one time a row.")
     users: Path | None = Field(None, description="File of users; optional.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import timedelta
+from types import FunctionType
 
 import pandas as pd
 from feast import Entity, FeatureView, Field
@@ -168,7 +169,9 @@ def request_view(dataset: Dataset, views: list[FeatureView]) -> OnDemandFeatureV
         mode="pandas",
         description="Features of user x post x moment.",
     )
-    view: OnDemandFeatureView = decorate(request_features)
+    # Feast marks the function as one of __main__'s, where no second call would find its source.
+    function = FunctionType(request_features.__code__, request_features.__globals__)
+    view: OnDemandFeatureView = decorate(function)
     return view
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from feast import FeatureStore
+from feast.errors import FeastObjectNotFoundException
 from feast.feature_view import DUMMY_ENTITY
 
 from feature_repo.contract import contract_of, registered_contract
@@ -28,8 +29,21 @@ def run(context: Context) -> StepRecord:
         (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8"),
         code_key("feature_repo"),
     )
-    outputs = [workspace.registry, workspace.feature_store_yaml, workspace.dataset_toml]
-    return context.step(NAME, key, outputs, lambda _: _apply(context))
+
+    def is_there() -> bool:
+        # Not by the registry's size: materialization writes into it too.
+        record = context.record(NAME)
+        return workspace.registry.exists() and record.facts["contract"] == _registered(context)
+
+    outputs = [workspace.feature_store_yaml, workspace.dataset_toml]
+    return context.step(NAME, key, outputs, lambda _: _apply(context), is_there=is_there)
+
+
+def _registered(context: Context) -> str | None:
+    try:
+        return registered_contract(open_store(context.workspace)).hash
+    except FeastObjectNotFoundException:
+        return None
 
 
 def _apply(context: Context) -> Mapping[str, Any]:

@@ -114,7 +114,9 @@ def progress_bars(console: Console) -> Iterator[Progresses]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # A file or a pipe has no place to draw in.
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         yield Progresses(progress)
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pyarrow.dataset as ds
 from feast import FeatureView
 from feast.types import from_feast_to_pyarrow_type
 
-from feature_repo.definitions.columns import WINDOWS_DAYS
 from feature_repo.definitions.entities import key_of
 from feature_repo.definitions.views import feature_views
 from pipelines.evaluation.split import Slices, time_slices
@@ -24,8 +23,6 @@ from pipelines.settings import JobSettings
 from pipelines.steps import StepRecord, code_key, content_key
 
 NAME = "features"
-# An event leaves the longest window at a midnight that many days after the next one.
-HORIZON = timedelta(days=max(WINDOWS_DAYS) + 1)
 
 
 def run(context: Context) -> StepRecord:
@@ -102,5 +99,5 @@ def _gate(context: Context, views: list[FeatureView], folder: Path, last_event: 
                 *(pa.field(f.name, from_feast_to_pyarrow_type(f.dtype)) for f in view.features),
             ]
         )
-        suite = features(view.name, schema, [key_of(view)], last_event, horizon=HORIZON)
+        suite = features(view.name, schema, [key_of(view)], last_event)
         judge(context, suite, folder / f"{view.name}.parquet")

@@ -1,10 +1,12 @@
 """Step materialize: the feature tables into Redis, through ``feast materialize``."""
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from datetime import datetime, timedelta
+from io import StringIO
 from typing import Any
 
-from pipelines.job.context import Context, moment_of, open_store
+from pipelines.job.context import Context, Progresses, moment_of, open_store
 from pipelines.steps import StepRecord, content_key
 from serving.recommender import redis_of
 
@@ -24,15 +26,20 @@ def run(context: Context) -> StepRecord:
     redis = redis_of(store)
     marker = f"feastrank:{context.dataset.name}:materialized"
 
-    def work(_: Any) -> Mapping[str, Any]:
+    def work(bars: Progresses) -> Mapping[str, Any]:
         # Not before it is true: a killed run leaves no marker, and the next one writes again.
         redis.delete(marker)
-        store.materialize(first_event - timedelta(days=1), moment)
+        views = [view.name for view in store.list_feature_views()]
+        bar = bars.bar("views into Redis")
+        for done, view in enumerate(views, 1):
+            # Feast announces every view on standard output; the step has its own line.
+            with redirect_stdout(StringIO()):
+                store.materialize(first_event - timedelta(days=1), moment, feature_views=[view])
+            bar(done, len(views))
         redis.set(marker, key)
-        views = len(store.list_feature_views())
         return {
             "as_of": None if live else moment.isoformat(),
-            "summary": f"{views} views into Redis, as of {moment:%Y-%m-%d %H:%M} UTC",
+            "summary": f"{len(views)} views into Redis, as of {moment:%Y-%m-%d %H:%M} UTC",
         }
 
     def is_there() -> bool:

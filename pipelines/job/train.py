@@ -237,7 +237,9 @@ class _Training:
         encoder: InputEncoder,
         progress: Callable[[float], None] | None = None,
     ) -> Ranker:
-        return make_ranker(name, {"seed": self.settings.seed}).fit(
+        # Small trees on few rows: a second thread costs more in waiting than it saves.
+        threads = {"threads": 1} if len(learnt.labels) < 1_000_000 else {}
+        return make_ranker(name, {"seed": self.settings.seed, **threads}).fit(
             learnt.matrix,
             learnt.labels,
             learnt.group_sizes,
