@@ -23,13 +23,19 @@ from typing import Any
 import redis
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from feastpack.embedded import EmbeddedRedis, shared_embedded
 from feastpack.errors import ConnectionStringError
 
+# redis-py waits for seconds between its attempts; a request for features cannot.
+_BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+_RETRIES = 3
 _EMBEDDED = "embedded:"
 _URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -133,34 +139,34 @@ def connect(address: RedisAddress, redis_type: RedisType, sentinel_master: str) 
 
     A Redis client is safe to share between threads.
     """
-    options = dict(address.options)
+    options = {"retry": Retry(_BACKOFF, _RETRIES), **address.options}
     if redis_type is RedisType.redis_cluster:
         if address.url is not None:
-            return RedisCluster.from_url(address.url)
+            return RedisCluster.from_url(address.url, **options)
         nodes = [ClusterNode(host, port) for host, port in address.nodes]  # type: ignore[no-untyped-call]
         return RedisCluster(startup_nodes=nodes, **options)
     if redis_type is RedisType.redis_sentinel:
         sentinel = Sentinel(_nodes_of(address), **options)  # type: ignore[no-untyped-call]
         return sentinel.master_for(sentinel_master)  # type: ignore[no-untyped-call]
     if address.url is not None:
-        return redis.Redis.from_url(address.url)
+        return redis.Redis.from_url(address.url, **options)
     host, port = address.nodes[0]
     return redis.Redis(host=host, port=port, **options)
 
 
 def connect_async(address: RedisAddress, redis_type: RedisType, sentinel_master: str) -> Any:
     """Return a redis-py asyncio client for the address; it belongs to one event loop."""
-    options = dict(address.options)
+    options = {"retry": AsyncRetry(_BACKOFF, _RETRIES), **address.options}
     if redis_type is RedisType.redis_cluster:
         if address.url is not None:
-            return redis.asyncio.RedisCluster.from_url(address.url)
+            return redis.asyncio.RedisCluster.from_url(address.url, **options)
         nodes = [AsyncClusterNode(host, port) for host, port in address.nodes]
         return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
     if redis_type is RedisType.redis_sentinel:
         sentinel = AsyncSentinel(_nodes_of(address), **options)  # type: ignore[no-untyped-call]
         return sentinel.master_for(sentinel_master)
     if address.url is not None:
-        return redis.asyncio.Redis.from_url(address.url)
+        return redis.asyncio.Redis.from_url(address.url, **options)
     host, port = address.nodes[0]
     return redis.asyncio.Redis(host=host, port=port, **options)
 
