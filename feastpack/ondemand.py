@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from feastpack.errors import UnsupportedError
+from feastpack.errors import SchemaError, UnsupportedError
 from feastpack.plan import OnDemandPlan
 from feastpack.values import as_declared
 
@@ -37,7 +37,7 @@ def run(
     UnsupportedError
         If the view has a mode that Feast does not run online.
     SchemaError
-        If an output does not fit its declared type.
+        If an output is missing or does not fit its declared type.
     """
     inputs = {**request, **{name: _widened(columns[name]) for name in plan.inputs}}
     view = plan.view
@@ -56,11 +56,17 @@ def run(
             f"on-demand view {view.name} has the mode {view.mode}; "
             "online, Feast runs pandas, python and substrait"
         )
-    return {
-        name: as_declared(produced[name], column)
-        for name, column in plan.outputs.items()
-        if name in produced
-    }
+    outputs: dict[str, pa.Array] = {}
+    for name, column in plan.outputs.items():
+        # Python functions always answer in short names; Feast loses them under full names.
+        values = produced.get(name, produced.get(column.name))
+        if values is None:
+            raise SchemaError(
+                f"on-demand view {view.name} declares {column.name} but did not return it; "
+                f"it returned {', '.join(produced) or 'nothing'}"
+            )
+        outputs[name] = as_declared(values, column)
+    return outputs
 
 
 def _widened(array: pa.Array) -> pa.Array:

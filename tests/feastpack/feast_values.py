@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def feature_store(
         **settings,
     )
     store = FeatureStore(config=config)
-    store.apply(list(objects))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="On demand feature view is an experimental")
+        store.apply(list(objects))
     return store
 
 
