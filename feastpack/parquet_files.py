@@ -80,14 +80,20 @@ def append_rows(table: pa.Table, source: FileSource, repo_path: Path | str | Non
         stream = _chained(dataset.to_batches(), rows.to_batches())
         _write_file(stream, target, schema=dataset.schema)
         return
-    keys = dataset.partitioning.schema.names if dataset.partitioning else []
-    _write_partitioned(rows, target, keys)
+    _write_partitioned(rows, target, _hive_keys(target))
 
 
 def append_log(data: pa.Table | Path, folder: str, partition_by: list[str] | None) -> None:
     """Add logged features (a table, or a folder of parquet files) to a folder of parquet files."""
     logs = pyarrow.dataset.dataset(data, format="parquet") if isinstance(data, Path) else data
     _write_partitioned(logs, Path(folder), partition_by or [])
+
+
+def _hive_keys(folder: Path) -> list[str]:
+    """The columns in the folder's ``column=value`` levels, outermost first."""
+    first = next(folder.rglob("*.parquet"))
+    levels = first.relative_to(folder).parts[:-1]
+    return [level.split("=", 1)[0] for level in levels if "=" in level]
 
 
 def _chained(*streams: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

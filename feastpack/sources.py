@@ -167,9 +167,9 @@ def _described(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str
 
 
 def _parquet_scan(path: str, label: str) -> str:
-    pattern = f"{path.rstrip('/')}/**/*.parquet" if Path(path).is_dir() else path
+    pattern = f"{glob.escape(path)}/**/*.parquet" if Path(path).is_dir() else path
     # A fixed list: files that appear later must not renumber those of a query under way.
-    files = [path] if Path(pattern).is_file() else sorted(_paths(pattern))
+    files = [path] if Path(path).is_file() else sorted(_paths(pattern))
     if not files:
         raise SchemaError(
             f"source {label}: found no parquet file at {pattern}; write the file first or "
@@ -177,7 +177,8 @@ def _parquet_scan(path: str, label: str) -> str:
         )
     # Files of one source may have been written before a column was added.
     by_name = ", union_by_name = true" if len(files) > 1 else ""
-    return f"read_parquet([{', '.join(map(literal, files))}]{by_name})"
+    listed = ", ".join(literal(glob.escape(file)) for file in files)
+    return f"read_parquet([{listed}]{by_name})"
 
 
 def _paths(pattern: str) -> list[str]:

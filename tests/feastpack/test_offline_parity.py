@@ -219,7 +219,11 @@ def check_parity(
 
 
 @settings(
-    max_examples=12, phases=(Phase.explicit, Phase.generate), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    # A failure here is not minimized: that takes minutes. The test at length does it.
+    phases=(Phase.explicit, Phase.generate),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(world=WORLDS, rows=ENTITY_ROWS, by_created=st.booleans())
 def test_same_as_feast(
