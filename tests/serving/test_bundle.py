@@ -1,0 +1,86 @@
+"""Bundles: atomic publication, and what serving refuses."""
+
+import pytest
+
+from serving.bundle import Manifest, current_generation, open_current, publish
+from serving.errors import BundleError, ContractError
+
+
+def published(bundles, generation="g1", contract="c1", content="model"):
+    def manifest(files):
+        return Manifest(
+            generation=generation,
+            project="p",
+            created="2024-01-01T00:00:00+00:00",
+            contract={},
+            contract_hash=contract,
+            sources=["popular"],
+            ranker="ranker.txt",
+            as_of=None,
+            data_window=["", ""],
+            metrics={},
+            versions={},
+            files=files,
+        )
+
+    def write(folder):
+        (folder / "ranker.txt").write_text(content, encoding="utf-8")
+
+    return publish(bundles, generation, write, manifest)
+
+
+def test_the_last_published_generation_is_opened(tmp_path):
+    published(tmp_path, "g1")
+    published(tmp_path, "g2")
+    folder, manifest = open_current(tmp_path, "c1")
+    assert (folder.name, manifest.generation, list(manifest.files)) == ("g2", "g2", ["ranker.txt"])
+
+
+def test_a_crash_while_writing_leaves_the_old_generation(tmp_path):
+    published(tmp_path, "g1")
+
+    def crash(folder):
+        (folder / "ranker.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, "g2", crash, lambda files: pytest.fail("no manifest after a crash"))
+    assert open_current(tmp_path, "c1")[1].generation == "g1"
+    published(tmp_path, "g2")
+    assert open_current(tmp_path, "c1")[1].generation == "g2"
+
+
+def test_publishing_the_same_generation_again_replaces_it(tmp_path):
+    published(tmp_path, content="one")
+    published(tmp_path, content="two")
+    assert (tmp_path / "g1" / "ranker.txt").read_text(encoding="utf-8") == "two"
+
+
+def test_nothing_published_says_what_to_run(tmp_path):
+    assert current_generation(tmp_path) is None
+    with pytest.raises(BundleError, match="nothing is published; run `feastrank run`"):
+        open_current(tmp_path, "c1")
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    (published(tmp_path) / "ranker.txt").write_text("tampered", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"ranker\.txt: sha256 .* expected"):
+        open_current(tmp_path, "c1")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    (published(tmp_path) / "ranker.txt").unlink()
+    with pytest.raises(BundleError, match="no such file"):
+        open_current(tmp_path, "c1")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path):
+    (published(tmp_path) / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json: unreadable"):
+        open_current(tmp_path, "c1")
+
+
+def test_another_contract_is_refused(tmp_path):
+    published(tmp_path, contract="c1")
+    with pytest.raises(ContractError, match="made for the ranker inputs c1, the feature repo"):
+        open_current(tmp_path, "c2")
