@@ -21,6 +21,14 @@ from pipelines.steps import Ledger, StepRecord
 
 FEATURE_REPO = DEFAULT_DATASET.parents[1]
 STEPS = ("ingest", "features", "apply", "train", "evaluate", "materialize", "publish")
+# What each step reads of the steps before it.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "features": ("ingest",),
+    "train": ("features",),
+    "evaluate": ("train",),
+    "materialize": ("features", "apply"),
+    "publish": ("evaluate", "materialize"),
+}
 Bar = Callable[[int, int], None]
 
 
@@ -41,15 +49,22 @@ class Context:
         Raises
         ------
         MissingStepError
-            If it was never run.
+            If it was never run, or not since a step that it reads of was run.
         """
         record = self.ledger.find(name)
         if record is None:
-            raise MissingStepError(
-                f"{self.dataset.name}: the step {name} has not been run; run `feastrank {name} "
-                f"--dataset {self.settings.dataset}` first, or `feastrank run` for all steps"
-            )
+            raise self.missing(name, "has not been run")
+        for needed, key in record.facts.get("needs", {}).items():
+            if self.record(needed).key != key:
+                raise self.missing(name, f"was run before the latest {needed}")
         return record
+
+    def missing(self, name: str, what: str) -> MissingStepError:
+        """Return the error that says what is wrong with an earlier step, and what to run."""
+        return MissingStepError(
+            f"{self.dataset.name}: the step {name} {what}; run `feastrank {name} "
+            f"--dataset {self.settings.dataset}` first, or `feastrank run` for all steps"
+        )
 
     def step(
         self,
@@ -69,14 +84,15 @@ class Context:
         is_there
             Whether what ``work`` wrote elsewhere (in Redis) is still there.
         """
-        if self.ledger.is_current(name, key) and is_there():
-            record = self.record(name)
+        record = self.ledger.find(name)
+        if record is not None and self.ledger.is_current(name, key) and is_there():
             self._print(name, "unchanged", record)
             return record
         start = time.monotonic()
+        needs = {needed: self.record(needed).key for needed in NEEDS.get(name, ())}
         with progress_bars(self.console) as bars:
             facts = work(bars)
-        record = self.ledger.write(name, key, outputs, facts, start)
+        record = self.ledger.write(name, key, outputs, {**facts, "needs": needs}, start)
         self._print(name, f"{record.seconds:.1f} s", record)
         return record
 

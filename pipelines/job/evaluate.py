@@ -26,6 +26,7 @@ from pipelines.steps import StepRecord, code_key, content_key, read_json
 from serving.bundle import current_generation, read_manifest
 from serving.inputs import InputEncoder
 from serving.ranker import load_ranker
+from validation.gate import GateFailure
 
 NAME = "evaluate"
 RANKED = "two_stage"
@@ -36,13 +37,14 @@ LIBRARIES = ("feast", "duckdb", "pyarrow", "numpy", "lightgbm", "catboost", "imp
 
 
 def run(context: Context) -> StepRecord:
-    """Measure, report, and judge the model against what is published and against popularity."""
+    """Measure, report, and judge the model against what is published and against popularity.
+
+    A model that its gate refuses leaves a report but no record, so that nothing publishes it.
+    """
     train = context.record("train")
     key = content_key(NAME, train.key, code_key("pipelines.evaluation", "pipelines.job.evaluate"))
     outputs = [context.workspace.reports / name for name in ("report.json", "report.html")]
-    record = context.step(NAME, key, outputs, lambda _: _Evaluation(context).run())
-    _gate(context, record)
-    return record
+    return context.step(NAME, key, outputs, lambda _: _Evaluation(context).run())
 
 
 def report_of(context: Context) -> r.Report:
@@ -72,6 +74,8 @@ class _Evaluation:
         warm, cold = warm_and_cold_users(self.past["user_id"], self.relevant["user_id"])
         of_warm = {name: self._measure(table, warm) for name, table in lists.items()}
         results = [r.ModelResult.of(n, _kind(n), e, rng=self.rng) for n, e in of_warm.items()]
+        facts = self._facts(of_warm, results, len(warm))
+        refusal = self._refusal(facts)
         content = r.Report(
             run=self._run(),
             results=tuple(results),
@@ -83,18 +87,45 @@ class _Evaluation:
             cold_users=self._cold(lists, cold),
             gates=self._gates(),
         )
-        _, page = r.write_report(content, self.context.workspace.reports)
+        r.write_report(content, self.context.workspace.reports)
+        if refusal is not None:
+            raise refusal
+        return facts
+
+    def _facts(
+        self, evaluations: dict[str, Evaluation], results: list[r.ModelResult], users: int
+    ) -> Mapping[str, Any]:
+        means, popularity = evaluations[RANKED].means, evaluations[POPULAR_ALL_TIME].means
         best = r.best_source(results)
-        means = content.ranked.means
         return {
             "metrics": dict(means),
-            "popularity": dict(of_warm[POPULAR_ALL_TIME].means),
-            "users": len(warm),
-            "report": str(page),
+            "popularity": dict(popularity),
+            "users": users,
             "summary": f"NDCG@10 {means[METRIC]:.4f} ranked, "
-            f"{of_warm[best].means[METRIC]:.4f} best single source ({best}), "
-            f"{of_warm[POPULAR_ALL_TIME].means[METRIC]:.4f} popularity of all time",
+            f"{evaluations[best].means[METRIC]:.4f} best single source ({best}), "
+            f"{popularity[METRIC]:.4f} popularity of all time",
         }
+
+    def _refusal(self, facts: Mapping[str, Any]) -> GateFailure | None:
+        """Judge the model; return what the gate says against it, which the report shows too."""
+        # great-expectations takes seconds to import, which a skipped step need not pay.
+        from validation.suites.model import model, model_table
+
+        bundles = self.context.workspace.bundles
+        generation = current_generation(bundles)
+        table = model_table(
+            facts["metrics"],
+            metric=METRIC,
+            popularity=facts["popularity"],
+            evaluated_users=facts["users"],
+            published=read_manifest(bundles / generation).metrics if generation else None,
+            tolerance=self.context.settings.max_metric_drop,
+        )
+        try:
+            judge(self.context, model(table, metric=METRIC), table)
+        except GateFailure as failure:
+            return failure
+        return None
 
     def _lists(self) -> dict[str, pa.Table]:
         """Return the ranked list, the fusion, each source and the popularity baseline."""
@@ -232,21 +263,3 @@ def _list_of(requests: pa.Table, source: str) -> pa.Table:
     proposed = requests.filter(pc.is_valid(requests[f"{source}_rank"]))
     columns = ["user_id", "post_id", f"{source}_rank"]
     return proposed.select(columns).rename_columns(["user_id", "post_id", "rank"])
-
-
-def _gate(context: Context, record: StepRecord) -> None:
-    # great-expectations takes seconds to import, which a skipped step need not pay.
-    from validation.suites.model import model, model_table
-
-    bundles = context.workspace.bundles
-    generation = current_generation(bundles)
-    published = read_manifest(bundles / generation).metrics if generation else None
-    table = model_table(
-        record.facts["metrics"],
-        metric=METRIC,
-        popularity=record.facts["popularity"],
-        evaluated_users=record.facts["users"],
-        published=published,
-        tolerance=context.settings.max_metric_drop,
-    )
-    judge(context, model(table, metric=METRIC), table)

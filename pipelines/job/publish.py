@@ -33,6 +33,9 @@ POPULAR = "popular"
 def run(context: Context) -> StepRecord:
     """Fit the generators on all events, write their lists, publish the judged ranker with them."""
     evaluate, materialize = context.record("evaluate"), context.record("materialize")
+    contract = registered_contract(open_store(context.workspace))
+    if context.record("train").facts["contract"] != contract.hash:
+        raise context.missing("train", "was run for other ranker inputs than are applied now")
     key = content_key(
         NAME,
         evaluate.key,

@@ -98,6 +98,7 @@ def run(context: Context) -> StepRecord:
         features.key,
         apply.facts["contract"],
         settings.candidates_per_source,
+        [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
     )
     return context.step(
@@ -253,6 +254,7 @@ class _Training:
     ) -> Mapping[str, Any]:
         liked = pc.sum(labelled[LABEL]).as_py()
         return {
+            "contract": self.contract.hash,
             "rows": labelled.num_rows,
             "positives": liked,
             "rankers": compared,

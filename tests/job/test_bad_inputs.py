@@ -1,0 +1,266 @@
+"""Bad input after a good publication: it is named, and what is published stays as it was."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from job_runner import Job
+from tiny_feed import Feed, Row, make_feed
+
+GATE, ERROR = 3, 1
+Change = Callable[[Feed], Feed]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to the source, and what the run must say of it.
+
+    Every text of `says` is a regular expression that must be found in standard error.
+    """
+
+    change: Change
+    code: int
+    says: tuple[str, ...]
+    gate: str | None = None
+
+
+def without(rows: list[Row], column: str) -> list[Row]:
+    return [{k: v for k, v in row.items() if k != column} for row in rows]
+
+
+def with_(rows: list[Row], column: str, values: list[object]) -> list[Row]:
+    changed = [{**row, column: value} for row, value in zip(rows, values, strict=False)]
+    return changed + rows[len(values) :]
+
+
+def events(feed: Feed, column: str, values: list[object]) -> Feed:
+    return feed.with_(events=with_(feed.events, column, values))
+
+
+def likes_by_hand(feed: Feed) -> Feed:
+    """Turn the feed's labels into a column, so that every row can be positive."""
+    rows = [{**row, "rating": 5} for row in feed.events]
+    text = feed.description.replace('positive = { actions = ["like"] }', "")
+    return feed.with_(events=rows, description=text + RATING)
+
+
+RATING = 'positive = { column = "rating", at_least = 4 }\n'
+
+
+def truncated_parquet(feed: Feed) -> Feed:
+    table = pa.table({name: [row[name] for row in feed.events] for name in feed.events[0]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    text = feed.description.replace(
+        'path = "events*.csv"\nformat = "csv"', 'path = "events.parquet"\nformat = "parquet"'
+    )
+    content = sink.getvalue().to_pybytes()
+    return feed.with_(description=text, files={"events.parquet": content[: len(content) // 2]})
+
+
+def wrong_encoding(feed: Feed) -> Feed:
+    rows = "".join(f"u{i:03},{20 + i},{('Köln', 'Ulm')[i % 2]}\n" for i in range(40))
+    content = ("user,age,city\n" + rows).encode("latin-1")
+    return feed.with_(users=[], files={"users.csv": content})
+
+
+CASES = {
+    "missing column": Case(
+        lambda f: f.with_(users=without(f.users, "city")),
+        ERROR,
+        (
+            r"users: \S+users\.csv has no column 'city'; it has 'user', 'age'",
+            "correct the description",
+        ),
+    ),
+    "wrong type": Case(
+        lambda f: f.with_(users=with_(f.users, "age", [30, "young", "old"])),
+        ERROR,
+        (
+            r"users\.csv: 2 of 40 rows have a column 'age' that is not a number",
+            r"first: line 3 'young', line 4 'old'",
+            "correct the rows, or the description",
+        ),
+    ),
+    "duplicate user ids": Case(
+        lambda f: f.with_(users=[*f.users, f.users[3], f.users[5]]),
+        GATE,
+        (
+            "gate raw_users: user_id must be unique: 4 of 42 rows fail",
+            "first: .*u003",
+            "keep one row for each of the users in the source",
+        ),
+        "raw_users",
+    ),
+    "events for unknown posts": Case(
+        lambda f: events(f, "post", ["p900", "p901", "p900"]),
+        GATE,
+        (
+            r"gate raw_events: post_id must exist in posts: 3 of 2,617 rows fail",
+            "first: .*p900",
+            "fix the source or pass --drop-orphans",
+        ),
+        "raw_events",
+    ),
+    "times in the future": Case(
+        lambda f: events(f, "time", ["2199-01-01T00:00:00Z", "2198-01-01T00:00:00Z"]),
+        GATE,
+        (
+            r"gate raw_events: event_time must be at least 1990\S+ and at most \S+: "
+            "2 of 2,617 rows fail",
+            "first: .*2199-01-01",
+            r"check 'time' in \[events\] of the dataset description",
+        ),
+        "raw_events",
+    ),
+    "unparsable times": Case(
+        lambda f: events(f, "time", ["yesterday", "31.12.2023"]),
+        ERROR,
+        (
+            r"events\.csv: 2 of 2,617 rows have a column 'time' that is not .*ISO",
+            "first: line 2 'yesterday', line 3 '31.12.2023'",
+            "correct the rows, or the description",
+        ),
+    ),
+    "empty file": Case(
+        lambda f: f.with_(events=[], files={"events.csv": b""}),
+        ERROR,
+        (r"events: \S+events\.csv is empty \(0 bytes\)", "export it again"),
+    ),
+    "header only": Case(
+        lambda f: f.with_(events=[], files={"events.csv": b"user,post,time,action\n"}),
+        ERROR,
+        (r"events: \S+events\.csv has no rows", "export it again"),
+    ),
+    "one user only": Case(
+        lambda f: f.with_(events=[row for row in f.events if row["user"] == "u000"]),
+        GATE,
+        (
+            r"gate raw_events: events must be by at least 2 users \(distinct user_id\): found 1",
+            "nothing can be learned from one",
+        ),
+        "raw_events",
+    ),
+    "all labels positive": Case(
+        likes_by_hand,
+        GATE,
+        (
+            "gate raw_events: not all events may be positive .*: found 1",
+            r"check 'positive' in \[events\]",
+        ),
+        "raw_events",
+    ),
+    "a constant column": Case(
+        lambda f: f.with_(users=with_(f.users, "city", ["Ulm"] * 40)),
+        GATE,
+        (
+            r"gate raw_users: city must not be constant \(distinct values at least 2\): found 1",
+            r"remove attribute 'city' from \[users\]",
+        ),
+        "raw_users",
+    ),
+    "10 % nulls": Case(
+        lambda f: f.with_(posts=with_(f.posts, "length", [""] * 12)),
+        GATE,
+        (
+            "gate raw_posts: length must not be null in more than 0.05 of the rows: "
+            "12 of 120 rows fail",
+            "first: .*p000",
+            "fill it in the source or remove attribute 'length'",
+        ),
+        "raw_posts",
+    ),
+    "truncated parquet": Case(
+        truncated_parquet,
+        ERROR,
+        (r"events: \S+events\.parquet .*(truncated|damaged|not a parquet)", "export it again"),
+    ),
+    "wrong encoding": Case(
+        wrong_encoding,
+        ERROR,
+        (r"users: \S+users\.csv .*utf-8", "encoding"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_named_and_nothing_published_changes(job: Job, name: str):
+    case = CASES[name]
+    before = job.published()
+    case.change(make_feed()).write(job.home / "source")
+    outcome = job.do("run")
+    assert outcome.code == case.code, outcome.err
+    for said in case.says:
+        assert re.search(said, outcome.err), f"{said!r} is not in:\n{outcome.err}"
+    if case.gate is not None:
+        assert "stopped by a gate; nothing was published" in outcome.err
+        page = job.workspace.reports / "data_docs" / f"{case.gate}.html"
+        assert f"Data Docs: {page}" in outcome.err
+        assert "nothing in it" or page.read_text(encoding="utf-8")
+        assert page.exists()
+    assert job.published() == before
+    answer = job.do("recommend", "--user", "u003", "--top", "3")
+    assert answer.code == 0, answer.err
+
+
+def test_after_a_refusal_the_good_source_is_unchanged_again(job: Job):
+    before = job.published()
+    good = {path: path.stat() for path in (job.home / "source").iterdir()}
+    saved = {path: path.read_bytes() for path in good}
+    CASES["duplicate user ids"].change(make_feed()).write(job.home / "source")
+    assert job.do("run").code == GATE
+    import os
+
+    for path, stamp in good.items():
+        path.write_bytes(saved[path])
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    outcome = job.do("run")
+    assert set(outcome.steps.values()) == {"unchanged"}
+    assert job.published() == before
+
+
+def test_orphans_are_dropped_and_counted_if_asked_for(job: Job):
+    events(make_feed(), "post", ["p900", "p901", "p900"]).write(job.home / "source")
+    outcome = job.do("ingest", "--drop-orphans")
+    assert outcome.code == 0, outcome.err
+    assert "3 orphans dropped" in outcome.out
+    assert job.facts("ingest")["posts"] == 120
+
+
+def shuffled(feed: Feed, seed: int = 1) -> Feed:
+    """Give likes to views by chance: what was learned before holds no longer."""
+    rng = np.random.default_rng(seed)
+    views = [row for row in feed.events if row["action"] == "view"]
+    posts = rng.permutation([row["post"] for row in views])
+    rows = [{**row, "post": post} for row, post in zip(views, posts, strict=True)]
+    liked = [{**row, "action": "like"} for row in rows if rng.random() < 0.3]
+    return feed.with_(events=sorted([*rows, *liked], key=lambda row: row["time"]))
+
+
+def test_a_model_worse_than_the_published_one_is_refused(job: Job):
+    before = job.published()
+    published = job.facts("evaluate")["metrics"]["ndcg@10"]
+    shuffled(make_feed()).write(job.home / "source")
+    outcome = job.do("run")
+    assert outcome.code == GATE, outcome.out
+    assert "gate model: ndcg@10 must " in outcome.err
+    assert "nothing was published; see the evaluation report" in outcome.err
+    report = job.report()
+    ranked = next(one for one in report["results"] if one["name"] == "two_stage")
+    assert ranked["means"]["ndcg@10"] < 0.9 * published
+    assert {"name": "model", "passed": False} in [
+        {"name": gate["name"], "passed": gate["passed"]} for gate in report["gates"]
+    ]
+    assert job.published() == before
+    # Nor does a step run alone get round the gate.
+    assert job.do("evaluate").code == GATE
+    refused = job.do("publish")
+    assert refused.code == ERROR
+    assert "the step evaluate was run before the latest train" in refused.err
+    assert job.published() == before
+    answer = job.do("recommend", "--user", "u003", "--top", "3")
+    assert answer.code == 0, answer.err
