@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import redis
-from feast import Entity, FeatureView, RepoConfig, utils
+from feast import Entity, FeatureService, FeatureView, RepoConfig
 from feast.infra.infra_object import InfraObject
 from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.online_response import OnlineResponse
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -24,7 +26,8 @@ from feastpack.columns import PackedRows, arrow_rows, message_rows
 from feastpack.connection import RedisType, connect, connect_async, resolve_redis
 from feastpack.errors import UnsupportedError
 from feastpack.lookup import Question, SchemaBook, ask, ask_async, oldest_valid
-from feastpack.responses import ReadRow, ViewRead, read_rows
+from feastpack.requests import OnlineRequest, view_reads
+from feastpack.responses import ReadRow, read_rows
 from feastpack.views import ViewLayout, layout_of
 from feastpack.writer import (
     Lifetime,
@@ -265,29 +268,68 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         keys = [layout.keys.of_entity(entity) for entity in entity_keys]
         return Question(layout, keys, oldest_valid(layout, config.online_store.honour_ttl))
 
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: Any,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """Read a request's features with one round trip; Feast calls this.
+
+        Requests with on-demand views or precomputed vectors take Feast's own path, on top
+        of the same single read.
+        """
+        request = OnlineRequest(
+            registry, project, features, full_feature_names, include_feature_view_version_metadata
+        )
+        reads = request.prepare(config, entity_rows)
+        if reads is None:
+            return super().get_online_features(
+                config, features, entity_rows, *request.rest_of_arguments()
+            )
+        questions = [read.question for read in reads]
+        return request.respond(reads, ask(self.client(config), questions, self.book))
+
+    async def get_online_features_async(
+        self,
+        config: RepoConfig,
+        features: list[str] | FeatureService,
+        entity_rows: Any,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        include_feature_view_version_metadata: bool = False,
+    ) -> OnlineResponse:
+        """As :meth:`get_online_features`, on the running event loop."""
+        request = OnlineRequest(
+            registry, project, features, full_feature_names, include_feature_view_version_metadata
+        )
+        reads = request.prepare(config, entity_rows)
+        if reads is None:
+            return await super().get_online_features_async(
+                config, features, entity_rows, *request.rest_of_arguments()
+            )
+        questions = [read.question for read in reads]
+        answers = await ask_async(self.async_client(config), questions, self.book)
+        return request.respond(reads, answers)
+
     def _read_features_per_fv(
         self,
         config: RepoConfig,
         grouped_refs: list[Any],
         join_key_values: dict[str, Any],
         entity_name_to_join_key_map: dict[str, str],
-        online_features_response: Any,
-        full_feature_names: bool,
-        include_feature_view_version_metadata: bool,
+        *response_and_names: Any,
     ) -> None:
-        """Read all views of a request with one round trip; Feast calls this."""
-        reads = [
-            self._view_read(config, table, features, join_key_values, entity_name_to_join_key_map)
-            for table, features in grouped_refs
-        ]
+        """Read all views with one round trip into Feast's message; Feast's path calls this."""
+        reads = view_reads(config, grouped_refs, join_key_values, entity_name_to_join_key_map)
         answers = ask(self.client(config), [read.question for read in reads], self.book)
         for read, answer in zip(reads, answers, strict=True):
-            read.fill(
-                answer,
-                online_features_response,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
+            read.fill(answer, *response_and_names)
 
     async def _read_features_per_fv_async(
         self,
@@ -295,38 +337,13 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         grouped_refs: list[Any],
         join_key_values: dict[str, Any],
         entity_name_to_join_key_map: dict[str, str],
-        online_features_response: Any,
-        full_feature_names: bool,
-        include_feature_view_version_metadata: bool,
+        *response_and_names: Any,
     ) -> None:
-        reads = [
-            self._view_read(config, table, features, join_key_values, entity_name_to_join_key_map)
-            for table, features in grouped_refs
-        ]
+        reads = view_reads(config, grouped_refs, join_key_values, entity_name_to_join_key_map)
         questions = [read.question for read in reads]
         answers = await ask_async(self.async_client(config), questions, self.book)
         for read, answer in zip(reads, answers, strict=True):
-            read.fill(
-                answer,
-                online_features_response,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
-
-    def _view_read(
-        self,
-        config: RepoConfig,
-        table: FeatureView,
-        features: list[str],
-        join_key_values: dict[str, Any],
-        entity_name_to_join_key_map: dict[str, str],
-    ) -> ViewRead:
-        entities, places, count = utils._get_unique_entities(
-            table, join_key_values, entity_name_to_join_key_map
-        )
-        entity_keys = utils._get_entity_key_protos(entities)
-        question = self.question(config, table, entity_keys)
-        return ViewRead(table, features, question, places, count)
+            read.fill(answer, *response_and_names)
 
     # Infrastructure
 

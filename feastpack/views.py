@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from feast import RepoConfig
@@ -52,9 +53,13 @@ def layout_of(config: RepoConfig, view: Any) -> ViewLayout:
     name = versioned_name(config, view)
     return ViewLayout(
         keys=KeySpace(config.project, name, tuple(join_keys) or _DUMMY_KEYS),
-        schema=RowSchema(features),
+        schema=_schema_of(features),
         ttl_us=ttl // timedelta(microseconds=1) if ttl else None,
     )
+
+
+# Feast hands out views anew for every request; the layout of their features is the same.
+_schema_of = lru_cache(maxsize=4096)(RowSchema)
 
 
 def versioned_name(config: RepoConfig, view: Any) -> str:
