@@ -45,6 +45,11 @@ def activity(events: ir.Table, dataset: Dataset, *, key: str, other: str) -> ir.
     )
 
 
+def at_least_positives(exposures: ir.NumericValue, positives: ir.NumericValue) -> ir.NumericValue:
+    """Return the exposures that a rate divides by: who liked a post has seen it, logged or not."""
+    return ibis.greatest(exposures, positives)
+
+
 def _with_first_and_last(counts: ir.Table, events: ir.Table, key_id: str) -> ir.Table:
     seconds = events.event_time.epoch_seconds().cast("int64")
     daily = events.group_by(key_id, day=day_of(events.event_time) + 1).agg(

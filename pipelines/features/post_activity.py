@@ -12,7 +12,7 @@ import ibis.expr.types as ir
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
-from pipelines.features.activity import activity
+from pipelines.features.activity import activity, at_least_positives
 from pipelines.features.changes import day_of
 from pipelines.features.tables import LakeTables
 
@@ -37,7 +37,13 @@ def _with_rates(counts: ir.Table, events: ir.Table, dataset: Dataset) -> ir.Tabl
             f"post_positive_rate_smoothed_{window}": (
                 joined[f"post_positive_count_{window}"] + PRIOR_EXPOSURES * joined.prior_rate
             )
-            / (joined[f"post_{c.exposure(dataset)}_{window}"] + PRIOR_EXPOSURES)
+            / (
+                at_least_positives(
+                    joined[f"post_{c.exposure(dataset)}_{window}"],
+                    joined[f"post_positive_count_{window}"],
+                )
+                + PRIOR_EXPOSURES
+            )
             for window in c.window_names(dataset)
         }
     ).drop("prior_rate")
@@ -62,5 +68,5 @@ def _rate_of_all(events: ir.Table, counts: ir.Table, dataset: Dataset) -> ir.Tab
         exposures=merged.exposures.sum().over(running),
         positives=merged.positives.sum().over(running),
     )
-    rate = totals.positives / totals.exposures.nullif(0)
+    rate = totals.positives / at_least_positives(totals.exposures, totals.positives).nullif(0)
     return totals.select("day", prior_rate=rate.fill_null(0.0))

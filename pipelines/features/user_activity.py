@@ -9,7 +9,7 @@ import ibis.expr.types as ir
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
-from pipelines.features.activity import activity
+from pipelines.features.activity import activity, at_least_positives
 from pipelines.features.tables import LakeTables
 
 
@@ -21,7 +21,9 @@ def compute(tables: LakeTables, dataset: Dataset) -> ir.Table:
         for window in c.window_names(dataset):
             exposed = counts[f"user_{c.exposure(dataset)}_{window}"]
             positive = counts[f"user_positive_count_{window}"]
-            rates[f"user_positive_rate_{window}"] = positive / exposed.nullif(0)
+            rates[f"user_positive_rate_{window}"] = positive / at_least_positives(
+                exposed, positive
+            ).nullif(0)
     return (
         counts.mutate(**rates)
         .rename({c.USER_LAST_EVENT: "last_event_unix_s"})

@@ -16,6 +16,7 @@ import ibis.expr.types as ir
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
+from pipelines.features.activity import at_least_positives
 from pipelines.features.changes import day_of, midnight_of
 from pipelines.features.tables import LakeTables
 from pipelines.features.topics import topic_names
@@ -59,12 +60,16 @@ def _shares(running: ir.Table, topics: int) -> ir.ArrayValue:
 
 
 def _rates(running: ir.Table, topics: int) -> ir.ArrayValue:
-    own_rate = (running.positives / running.exposures.nullif(0.0)).fill_null(0.0)
+    exposures = at_least_positives(running.exposures, running.positives)
+    own_rate = (running.positives / exposures.nullif(0.0)).fill_null(0.0)
     return ibis.array(
         [
             (
                 (running[f"positives_{i}"] + PRIOR_EXPOSURES * own_rate)
-                / (running[f"exposures_{i}"] + PRIOR_EXPOSURES)
+                / (
+                    at_least_positives(running[f"exposures_{i}"], running[f"positives_{i}"])
+                    + PRIOR_EXPOSURES
+                )
             ).cast("float32")
             for i in range(topics)
         ]

@@ -1,12 +1,14 @@
 """Sliding windows: a table worked by hand, and brute force over generated histories."""
 
+import dataclasses
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lake_examples import RATINGS, at, lake
+from lake_examples import RATINGS, START, at, lake
 
+from feature_repo.dataset import Dataset
 from pipelines.features import post_activity, user_activity, user_topic_affinity
 
 WINDOWS = {"1d": 1, "7d": 7, "28d": 28, "lifetime": 10**6}
@@ -49,6 +51,43 @@ def test_no_row_is_written_on_a_day_without_change():
         (r["event_timestamp"] - at(0)).days for r in rows_of(user_activity.compute(tables, RATINGS))
     }
     assert days == {1, 2, 8, 9, 15, 29, 36}
+
+
+def test_rates_stay_below_one_where_likes_have_no_logged_impression():
+    seen = Dataset.parse(
+        """
+        name = "seen"
+        [posts]
+        path = "p.csv"
+        format = "csv"
+        id = "id"
+        topics = "topics"
+        [events]
+        path = "e.csv"
+        format = "csv"
+        user = "u"
+        post = "p"
+        time = { column = "t" }
+        action = { column = "action" }
+        impressions = { actions = ["view"] }
+        positive = { actions = ["like"] }
+        """
+    )
+    tables = lake([(1, 10, 0.5, True), (1, 11, 1.5, True), (2, 10, 1.6, False)], {10: ["a"]})
+    events = tables.events.mutate(is_impression=~tables.events.is_positive)
+    tables = dataclasses.replace(tables, events=events)
+    for view in (user_activity, post_activity, user_topic_affinity):
+        for row in rows_of(view.compute(tables, seen)):
+            rates = [value for name, value in row.items() if "_rate" in name]
+            flat = [v for rate in rates for v in (rate if isinstance(rate, list) else [rate])]
+            assert flat
+            assert all(v is None or 0 <= v <= 1 for v in flat), row
+    (first,) = (
+        r
+        for r in rows_of(user_activity.compute(tables, seen))
+        if r["user_id"] == 1 and r["event_timestamp"] == START + timedelta(days=1)
+    )
+    assert first["user_positive_rate_1d"] == 1.0
 
 
 def test_smoothed_rate_is_the_posterior_mean_under_the_rate_of_all_posts():

@@ -121,7 +121,7 @@ CASES = {
         lambda f: events(f, "time", ["yesterday", "31.12.2023"]),
         ERROR,
         (
-            r"events\.csv: 2 of 2,617 rows have a column 'time' that is not .*ISO",
+            r"events\.csv: 2 of 2,617 rows have a column 'time' that is not a time in format 'iso'",
             "first: line 2 'yesterday', line 3 '31.12.2023'",
             "correct the rows, or the description",
         ),
@@ -200,8 +200,7 @@ def test_bad_input_is_named_and_nothing_published_changes(job: Job, name: str):
         assert "stopped by a gate; nothing was published" in outcome.err
         page = job.workspace.reports / "data_docs" / f"{case.gate}.html"
         assert f"Data Docs: {page}" in outcome.err
-        assert "nothing in it" or page.read_text(encoding="utf-8")
-        assert page.exists()
+        assert case.gate in page.read_text(encoding="utf-8")
     assert job.published() == before
     answer = job.do("recommend", "--user", "u003", "--top", "3")
     assert answer.code == 0, answer.err
@@ -247,7 +246,7 @@ def test_a_model_worse_than_the_published_one_is_refused(job: Job):
     shuffled(make_feed()).write(job.home / "source")
     outcome = job.do("run")
     assert outcome.code == GATE, outcome.out
-    assert "gate model: ndcg@10 must " in outcome.err
+    assert "gate model: ndcg@10 must " in outcome.err, outcome.err
     assert "nothing was published; see the evaluation report" in outcome.err
     report = job.report()
     ranked = next(one for one in report["results"] if one["name"] == "two_stage")
