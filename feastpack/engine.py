@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import BatchFeatureView, Entity, FeatureView
@@ -21,7 +22,6 @@ from feast.infra.common.retrieval_task import HistoricalRetrievalTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
-from feast.infra.offline_stores.ibis import IbisRetrievalJob
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
@@ -55,10 +55,11 @@ class ArrowComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
 class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
     """Materializes plain feature views without a Python object per value.
 
-    The offline store finds the latest row per entity and streams it; an online store with
-    ``online_write_arrow`` (`feastpack.PackedRedisOnlineStore`) takes the batches as they are,
-    any other gets Feast's messages batch by batch. A run that was killed is simply run again:
-    writes are idempotent, and Feast advances a view's interval only after the last of them.
+    The offline store finds the latest row per entity; ours streams them, others return them at
+    once. An online store with ``online_write_arrow`` (`feastpack.PackedRedisOnlineStore`) takes
+    the batches as they are, any other gets Feast's messages batch by batch. Rows without a join
+    key are left out: no request can name them. A run that was killed is simply run again: writes
+    are idempotent, and Feast advances a view's interval only after the last of them.
 
     Views that need more than that (transformations, aggregations, source views, validation,
     writing back to the offline store, streams) go to Feast's own local engine, with a warning.
@@ -183,7 +184,13 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         limit = self.repo_config.materialization_config.online_write_batch_size or rows.num_rows
         for first in range(0, rows.num_rows, limit):
             part = rows.slice(first, limit)
-            messages = _convert_arrow_to_proto(part, view, key_types)
+            messages = [
+                # Feast's own stores cannot keep pandas' missing time.
+                (key, values, event_time, None if pd.isna(created) else created)
+                for key, values, event_time, created in _convert_arrow_to_proto(
+                    part, view, key_types
+                )
+            ]
             self.online_store.online_write_batch(self.repo_config, view, messages, progress)
 
 
@@ -214,9 +221,8 @@ def _is_incremental(task: MaterializationTask) -> bool:
 def _batches(job: RetrievalJob, batch_rows: int) -> Iterator[pa.RecordBatch]:
     if isinstance(job, DuckDBRetrievalJob):
         yield from job.to_record_batches(batch_rows)
-    elif isinstance(job, IbisRetrievalJob):
-        yield from job.table.to_pyarrow_batches(chunk_size=batch_rows)
     else:
+        # Feast's interface has nothing that streams.
         yield from job.to_arrow().to_batches(max_chunksize=batch_rows)
 
 

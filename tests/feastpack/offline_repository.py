@@ -29,9 +29,10 @@ def local_store(
     offline: str = OURS,
     online: dict[str, Any] | None = None,
     engine: str = "local",
+    engine_options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> FeatureStore:
-    batch_engine: Any = {"type": engine} if engine != "local" else "local"
+    batch_engine: Any = {"type": engine, **(engine_options or {})} if engine != "local" else "local"
     store = FeatureStore(
         config=RepoConfig(
             project="trips",
