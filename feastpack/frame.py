@@ -218,6 +218,9 @@ def _blank_integers(
 
 def _to_numpy(array: pa.Array) -> npt.NDArray[Any]:
     kind = array.type
+    if pa.types.is_string(kind):
+        texts: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+        return texts
     if pa.types.is_timestamp(kind):
         naive = array.cast(pa.timestamp("us"))
         return np.asarray(naive.to_numpy(zero_copy_only=False), dtype="datetime64[us]")

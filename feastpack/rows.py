@@ -366,11 +366,31 @@ class Rows:
 
     def variable(self, name: str) -> pa.BinaryArray:
         """Arrow array (n,) of a variable-width column's stored bytes, null where null."""
-        column = self.schema.columns[name]
+        return self._pieces.take(self._places(name))
+
+    def text(self, name: str) -> pa.StringArray:
+        """Arrow string array (n,) of a text column, null where null."""
+        return self._text_pieces.take(self._places(name))
+
+    @cached_property
+    def _pieces(self) -> pa.BinaryArray:
+        return self._all_pieces(pa.binary())
+
+    @cached_property
+    def _text_pieces(self) -> pa.StringArray:
+        # Only text columns are taken from it, and those were text when they were packed.
+        return self._all_pieces(pa.string())
+
+    def _all_pieces(self, kind: pa.DataType) -> pa.Array:
+        count = len(self) * (self.schema.variable_count + 1)
+        return pa.Array.from_buffers(kind, count, [None, *self._tail])
+
+    def _places(self, name: str) -> pa.Array:
         stride = self.schema.variable_count + 1
-        index = np.arange(column.place + 1, len(self) * stride, stride, dtype=np.int32)
-        source = pa.Array.from_buffers(pa.binary(), len(self) * stride, [None, *self._tail])
-        return source.take(pa.array(index, mask=self.nulls(name)))
+        first = self.schema.columns[name].place + 1
+        index = np.arange(first, len(self) * stride, stride, dtype=np.int32)
+        nulls = self.nulls(name)
+        return pa.array(index, mask=nulls) if nulls.any() else pa.array(index)
 
 
 def uniform_binary(matrix: BytesArray) -> pa.BinaryArray:

@@ -365,6 +365,8 @@ def to_arrow(rows: Rows, name: str) -> pa.Array:
     column = rows.schema.columns[name]
     if column.storage.kind is Kind.FIXED:
         return _cells_to_arrow(rows.cells(name), rows.nulls(name), column)
+    if column.storage.kind is Kind.TEXT and column.value_type not in _PARSED:
+        return rows.text(name)
     return _stored_to_arrow(rows.variable(name), column)
 
 
