@@ -11,6 +11,7 @@ _HOMES = {
     "ArrowComputeEngineConfig": "feastpack.engine",
     "AsofDuckDBOfflineStore": "feastpack.offline",
     "AsofDuckDBOfflineStoreConfig": "feastpack.offline",
+    "AtomicFileRegistryStore": "feastpack.registry",
     "PackedRedisOnlineStore": "feastpack.online",
     "PackedRedisOnlineStoreConfig": "feastpack.online",
     "FeatureReader": "feastpack.reader",

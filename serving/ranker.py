@@ -270,7 +270,12 @@ class CatBoostScorer:
     def save(self, path: Path) -> None:
         """Write CatBoost's binary format, with the order of our inputs in its metadata."""
         _check_suffix(path, self.suffix)
-        self._model.get_metadata()[INPUTS_KEY] = self._columns.to_json()
+        metadata = self._model.get_metadata()
+        metadata[INPUTS_KEY] = self._columns.to_json()
+        # The same training twice shall give the same bytes.
+        for key in ("train_finish_time", "model_guid"):
+            if key in metadata.keys():  # noqa: SIM118 - it is no mapping, `in` would iterate
+                del metadata[key]
         self._model.save_model(str(path), format="cbm")
 
     @classmethod

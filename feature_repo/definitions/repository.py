@@ -17,10 +17,17 @@ DEFAULT_DATASET = Path(__file__).parents[1] / "datasets" / "movielens_100k.toml"
 
 def active_dataset() -> Path:
     """Return the description of the dataset that Feast commands are about."""
-    configuration = os.environ.get("FEAST_FS_YAML_FILE_PATH")
-    if configuration and Path(configuration).with_name("dataset.toml").exists():
-        return Path(configuration).with_name("dataset.toml")
+    configured = _configured()
+    if configured is not None:
+        return configured
     return Path(os.environ.get("FEASTRANK_DATASET") or DEFAULT_DATASET)
+
+
+def _configured() -> Path | None:
+    """Return the description that `feastrank apply` put beside the configuration in use."""
+    configuration = os.environ.get("FEAST_FS_YAML_FILE_PATH")
+    beside = Path(configuration).resolve().with_name("dataset.toml") if configuration else None
+    return beside if beside is not None and beside.exists() else None
 
 
 def objects(dataset: Dataset | None = None, workspace: Workspace | None = None) -> list[Any]:
@@ -32,7 +39,10 @@ def objects(dataset: Dataset | None = None, workspace: Workspace | None = None) 
         If the description cannot be read.
     """
     dataset = dataset or Dataset.read(active_dataset())
-    workspace = workspace or Workspace(home(), dataset.name)
+    configured = _configured()
+    # The state folder that the configuration lies in, wherever FEASTRANK_HOME points.
+    state = home() if configured is None else configured.parents[1]
+    workspace = workspace or Workspace(state, dataset.name)
     views = feature_views(dataset, workspace)
     request = request_view(dataset, views)
     # Feast refuses a project whose name differs from feature_store.yaml's, which is what stands

@@ -72,7 +72,7 @@ def _configuration(context: Context) -> str:
     head = f"# Written by `feastrank apply` for {context.dataset.name}.\n"
     text = re.sub(r"\A(#.*\n)*", head, text)
     text = re.sub(r"(?m)^project: .*$", f"project: {workspace.name}", text)
-    text = re.sub(r"(?m)^registry: .*$", f"registry: {workspace.registry}", text)
+    text = re.sub(r"(?m)^  path: .*$", f"  path: {workspace.registry}", text)
     return re.sub(r"embedded:\S+?(?=[\"'\s])", f"embedded:{workspace.redis}", text)
 
 
