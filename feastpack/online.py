@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -26,7 +27,7 @@ from feastpack.columns import PackedRows, arrow_rows, message_rows
 from feastpack.connection import RedisType, connect, connect_async, resolve_redis
 from feastpack.errors import UnsupportedError
 from feastpack.lookup import Question, SchemaBook, ask, ask_async, oldest_valid
-from feastpack.requests import OnlineRequest, view_reads
+from feastpack.requests import OnlineRequest, track, view_reads
 from feastpack.responses import ReadRow, read_rows
 from feastpack.views import ViewLayout, layout_of
 from feastpack.writer import (
@@ -291,8 +292,10 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             return super().get_online_features(
                 config, features, entity_rows, *request.rest_of_arguments()
             )
-        questions = [read.question for read in reads]
-        return request.respond(reads, ask(self.client(config), questions, self.book))
+        start = time.perf_counter()
+        answers = ask(self.client(config), [read.question for read in reads], self.book)
+        track(reads, answers, time.perf_counter() - start)
+        return request.respond(reads, answers)
 
     async def get_online_features_async(
         self,
@@ -313,8 +316,10 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             return await super().get_online_features_async(
                 config, features, entity_rows, *request.rest_of_arguments()
             )
+        start = time.perf_counter()
         questions = [read.question for read in reads]
         answers = await ask_async(self.async_client(config), questions, self.book)
+        track(reads, answers, time.perf_counter() - start)
         return request.respond(reads, answers)
 
     def _read_features_per_fv(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,18 @@ class OnlineRequest:
             with_versions=self._with_versions,
             feature_types=OnlineStore._build_feature_types(self._grouped),
         )
+
+
+def track(reads: Sequence[ViewRead], answers: Sequence[Answer], seconds: float) -> None:
+    """Count what was read in Feast's own metrics, if its server has them switched on."""
+    metrics = sys.modules.get("feast.metrics")
+    if metrics is None or not metrics._config.online_features:
+        return
+    metrics.track_online_store_read(seconds)
+    for read, answer in zip(reads, answers, strict=True):
+        present = int(answer.rows.found[read.place_of].sum()) * len(read.features)
+        missing = len(read.place_of) * len(read.features) - present
+        metrics.track_feature_statuses(read.table.name, present, missing)
 
 
 def view_reads(

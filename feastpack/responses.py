@@ -17,6 +17,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from feastpack.columns import EPOCH
 from feastpack.lookup import Answer, Question, oldest_valid
+from feastpack.messages import add_vector, statuses_and_times
 from feastpack.values import to_protos, to_python
 from feastpack.views import ViewLayout
 
@@ -127,19 +128,27 @@ class ViewRead:
     def fill(
         self, answer: Answer, response: Any, full_feature_names: bool, with_versions: bool
     ) -> None:
-        """Put the answer into Feast's response message, by Feast's own function."""
-        order = np.argsort(self.place_of, kind="stable")
-        starts = np.searchsorted(self.place_of[order], np.arange(1, len(self.question.keys)))
-        utils._populate_response_from_feature_data(
-            self.features,
-            read_rows(answer, self.features),
-            [places.tolist() for places in np.split(order, starts)],
-            response,
-            full_feature_names,
-            self.table,
-            len(self.place_of),
-            with_versions,
-        )
+        """Append the answer's columns to Feast's response message."""
+        rows = answer.rows
+        if with_versions:
+            self._add_version(response)
+        names = [self.output_name(feature, full_feature_names) for feature in self.features]
+        response.metadata.feature_names.val.extend(names)
+        common = statuses_and_times(rows, self.place_of)
+        for feature in self.features:
+            if feature in rows.schema.columns:
+                add_vector(response, rows, feature, self.place_of, common)
+            else:
+                unknown = statuses_and_times(rows, self.place_of, known=False)
+                add_vector(response, rows, None, self.place_of, unknown)
+
+    def _add_version(self, response: Any) -> None:
+        projection = self.table.projection
+        name = projection.name_alias or projection.name
+        metadata = response.metadata.feature_view_metadata
+        if name not in [entry.name for entry in metadata]:
+            version = getattr(self.table, "current_version_number", 0) or 0
+            metadata.add(name=name, version=version)
 
 
 class PackedOnlineResponse(OnlineResponse):  # type: ignore[misc]
