@@ -62,6 +62,9 @@ def connect(
             "feature_store.yaml"
         ) from error
     connection.execute("SET TimeZone = 'UTC'")
+    # Sources on disk are read twice at most, and whole row groups of theirs fill the memory.
+    connection.execute("SET enable_external_file_cache = false")
+    connection.execute("SET disable_parquet_prefetching = true")
     if repo_path is not None:
         connection.execute(f"SET file_search_path = {literal(str(repo_path))}")
     return connection
