@@ -94,6 +94,8 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         ------
         UnsupportedError
             If a view's source is not parquet.
+        RequestError
+            If `entity_df` is no table, or has a column with the name of a feature.
         SchemaError
             If a source lacks a column, or a join key has another kind of type than in
             `entity_df`.
@@ -112,7 +114,7 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             by_created=filter_by_created_timestamp,
             threads=config.offline_store.threads or os.cpu_count() or 1,
         )
-        stream.check_key_types()
+        stream.check()
         return DuckDBRetrievalJob(
             connection,
             stream,

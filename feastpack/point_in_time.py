@@ -20,7 +20,7 @@ from feastpack.asof_sql import (
 )
 from feastpack.duckdb_job import fetch_arrow
 from feastpack.entity_rows import EntityRows
-from feastpack.errors import OfflineStoreError, SchemaError
+from feastpack.errors import OfflineStoreError, RequestError, SchemaError
 
 #: Rows gathered at once: keeps a chunk of a text column below Arrow's 2 GB of 32 bit offsets.
 _GATHER_ROWS = 1 << 18
@@ -69,14 +69,23 @@ class PointInTime:
         readings = [values_query(join) for join in self._joins]
         return [sql for pair in zip(self._searches, readings, strict=True) for sql in pair]
 
-    def check_key_types(self) -> None:
-        """Refuse to compare text with numbers: DuckDB would parse the text.
+    def check(self) -> None:
+        """Refuse what would be answered wrongly: columns of one name, text beside numbers.
 
         Raises
         ------
+        RequestError
+            If a feature has the name of a column of the entity rows.
         SchemaError
-            If a join key is text on one side only.
+            If a join key is text on one side only; DuckDB would parse the text.
         """
+        taken = set(self._entities.table.column_names)
+        clashes = [name for join in self._joins for name in join.names if name in taken]
+        if clashes:
+            raise RequestError(
+                f"entity_df: has columns with the names of features: {', '.join(clashes)}; rename "
+                "them or ask with full_feature_names=True"
+            )
         for join in self._joins:
             for name, position in join.keys:
                 in_source = join.scan.types[join.scan.column(name)]

@@ -218,32 +218,19 @@ def check_parity(
         assert ours.column(name).to_pylist() == values, name
 
 
-@settings(
-    max_examples=12,
-    # A failure here is not minimized: that takes minutes. The test at length does it.
-    phases=(Phase.explicit, Phase.generate),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(world=WORLDS, rows=ENTITY_ROWS, by_created=st.booleans())
-def test_same_as_feast(
-    stores: dict[str, FeatureStore],
-    world: dict[str, list[dict[str, Any]]],
-    rows: list[dict[str, Any]],
-    by_created: bool,
-) -> None:
-    check_parity(stores, world, rows, by_created)
+GENERATED = given(world=WORLDS, rows=ENTITY_ROWS, by_created=st.booleans())
+SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+# A failure of the short test is not minimized: that takes minutes. The long one does it.
+@settings(max_examples=12, phases=(Phase.explicit, Phase.generate), **SHARED)
+@GENERATED
+def test_same_as_feast(stores: dict[str, FeatureStore], **generated: Any) -> None:
+    check_parity(stores, **generated)
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(world=WORLDS, rows=ENTITY_ROWS, by_created=st.booleans())
-def test_same_as_feast_at_length(
-    stores: dict[str, FeatureStore],
-    world: dict[str, list[dict[str, Any]]],
-    rows: list[dict[str, Any]],
-    by_created: bool,
-) -> None:
-    check_parity(stores, world, rows, by_created)
+@settings(max_examples=300, **SHARED)
+@GENERATED
+def test_same_as_feast_at_length(stores: dict[str, FeatureStore], **generated: Any) -> None:
+    check_parity(stores, **generated)

@@ -10,7 +10,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureService, FeatureStore, Field, FileSource, RequestSource
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    Field,
+    FileSource,
+    RequestSource,
+    ValueType,
+)
 from feast.data_format import DeltaFormat
 from feast.errors import (
     EntityTimestampInferenceException,
@@ -20,9 +28,10 @@ from feast.errors import (
 from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64, Int64
+from feast.types import Float64, Int64, String
 from offline_repository import (
     DRIVER,
+    OURS,
     TIME,
     at,
     entity_rows,
@@ -220,6 +229,36 @@ class TestEntityRows:
         text = rows.set_column(0, "driver_id", rows.column("driver_id").cast(pa.string()))
         with pytest.raises(SchemaError, match=r"'driver_id' is string in entity_df and BIGINT"):
             ratings(store, text)
+
+    def test_a_feature_named_like_a_column(self, store: FeatureStore) -> None:
+        rows = entity_rows(ROWS).append_column("rating", pa.array([7.0] * 6))
+        with pytest.raises(RequestError, match="has columns with the names of features: rating"):
+            ratings(store, rows)
+        job = store.get_historical_features(rows, ["trips:rating"], full_feature_names=True)
+        assert job.to_arrow().column("trips__rating").to_pylist() == RATINGS
+
+    @pytest.mark.parametrize(("kind", "expected"), [("duckdb", [2.0, 2.0]), (OURS, [1.0, 2.0])])
+    @pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
+    def test_an_alias_of_one_key_keeps_the_other(
+        self, tmp_path: Path, kind: str, expected: list[float]
+    ) -> None:
+        """A difference: Feast's store then joins on the renamed key alone."""
+        city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
+        table = trips([(1, 0, 1.0), (1, 1, 2.0)]).append_column("city", pa.array(["a", "b"]))
+        schema = [
+            Field(name="rating", dtype=Float64),
+            Field(name="driver_id", dtype=Int64),
+            Field(name="city", dtype=String),
+        ]
+        path = write(table, tmp_path / "a.parquet")
+        view = trip_view(path, entities=[DRIVER, city], schema=schema)
+        alias = view.with_join_key_map({"driver_id": "rider_id"})
+        service = FeatureService(name="riders", features=[alias])
+        store = local_store(tmp_path, [DRIVER, city, view, service], kind)
+        rows = entity_rows([(1, 5), (1, 5)]).rename_columns(["rider_id", "event_timestamp"])
+        rows = rows.append_column("city", pa.array(["a", "b"]))
+        job = store.get_historical_features(rows.to_pandas(), store.get_feature_service("riders"))
+        assert job.to_arrow().column("rating").to_pylist() == expected
 
     def test_what_is_no_table(self, store: FeatureStore) -> None:
         with pytest.raises(RequestError, match="found int, expected a pandas DataFrame"):
