@@ -31,7 +31,7 @@ from feast.utils import _convert_arrow_to_proto
 from feast.value_type import ValueType
 
 from benchmarks.common import isolated, median_seconds, peak_mb, report, rounded
-from feastpack import FeatureReader
+from feastpack import FeatureReader, Frame
 from feastpack.embedded import EmbeddedRedis
 from feastpack.rows import HEADER_BYTES
 
@@ -104,7 +104,7 @@ def write(folder: str, port: int, side: str) -> dict[str, Any]:
     """Write all rows to one side; return seconds and Redis' memory per row in bytes."""
     store = feature_store(folder, port, side, apply=True)
     online = store._get_provider().online_store
-    client = redis.Redis(port=port)
+    client: Any = redis.Redis(port=port)
     before = client.info("memory")["used_memory"]
     rows, start = 0, time.perf_counter()
     for seed, view in enumerate(store.list_feature_views()):
@@ -160,13 +160,19 @@ def through_reader(folder: str, port: int, case: str) -> dict[str, Any]:
     read = reader_action(reader, features, entities, case)
     seconds = median_seconds(read, REPEATS["ours"])
     to_pandas = median_seconds(lambda: reader.read(features, entities).to_pandas(), 51)
+    as_arrow = median_seconds(lambda: _arrow_columns(reader.read(features, entities)), 51)
     frame = reader.read(features, entities)
     return {
         "seconds": seconds,
+        "to_arrow_s": as_arrow,
         "to_pandas_s": to_pandas,
         "peak_mb": peak_mb(),
         "values": checksum(frame.to_pandas()),
     }
+
+
+def _arrow_columns(frame: Frame) -> list[pa.Array]:
+    return [frame.arrow(name) for name in frame.names if name not in frame.numeric_names]
 
 
 def reader_action(reader: FeatureReader, features: list[str], entities: Any, case: str) -> Any:
@@ -186,7 +192,7 @@ def floor(folder: str, port: int, case: str) -> dict[str, Any]:
     reader = FeatureReader(store, registry_ttl_seconds=None)
     features, entities = request(store, case)
     plan = reader.prepare(features)
-    client = redis.Redis(port=port)
+    client: Any = redis.Redis(port=port)
     keys: list[bytes] = []
     for view in plan.views:
         values = {name: np.atleast_1d(entities[name]) for name in view.join_keys}
@@ -213,6 +219,7 @@ def floor(folder: str, port: int, case: str) -> dict[str, Any]:
         profile = np.frombuffer(rows[-1], dtype="<f4", count=4, offset=HEADER_BYTES)
         return np.broadcast_to(profile, (ENTITIES, 4)).astype(np.float64), columns
 
+    bare = median_seconds(lambda: client.mget(keys), REPEATS["floor"])
     read = read_texts if case == "strings" else read_floats
     theirs = read()
     ours = reader_action(reader, features, entities, case)()
@@ -221,7 +228,7 @@ def floor(folder: str, port: int, case: str) -> dict[str, Any]:
         assert all((a == b).all() for a, b in zip(theirs[1], ours[1], strict=True))
     else:
         np.testing.assert_array_equal(theirs, ours[0])
-    return {"seconds": median_seconds(read, REPEATS["floor"])}
+    return {"seconds": median_seconds(read, REPEATS["floor"]), "mget_s": bare}
 
 
 def checksum(frame: pd.DataFrame) -> list[str]:
@@ -248,7 +255,9 @@ def compare(folder: str, port: int, case: str) -> dict[str, Any]:
             "stock_s": stock["seconds"],
             "ours_s": ours["seconds"],
             "floor_s": least["seconds"],
+            "mget_alone_s": least["mget_s"],
             "ours_to_pandas_s": ours["to_pandas_s"],
+            "ours_to_arrow_s": ours["to_arrow_s"],
             "ratio_stock": stock["seconds"] / ours["seconds"],
             "ratio_floor": ours["seconds"] / least["seconds"],
             "stock_peak_mb": stock["peak_mb"],

@@ -277,20 +277,19 @@ class RowSchema:
         """
         blank = self.blank
         present = [blank if row is None else row for row in rows]
-        if not self._all_mine(present):
+        head = self._head_of(present)
+        if head is None:
             from feastpack.evolution import translate
 
             present = translate(self, present, schemas or {})
-        if self.variable_count == 0:
-            joined = b"".join(present)
-            if len(joined) != len(present) * self.fixed_bytes:
-                raise RowFormatError(_truncated(self))
-            return Rows(self, _matrix(joined, len(present)), None)
-        head = _matrix(b"".join([row[: self.fixed_bytes] for row in present]), len(present))
-        return Rows(self, head, _boundaries(self, head, present))
+            head = self._head_of(present)
+        if head is None:
+            raise RowFormatError(_truncated(self))
+        tail = _boundaries(self, head, present) if self.variable_count else None
+        return Rows(self, head, tail)
 
-    def _all_mine(self, rows: Sequence[bytes]) -> bool:
-        """Whether every row was written under this schema.
+    def _head_of(self, rows: Sequence[bytes]) -> BytesArray | None:
+        """Return the fixed parts as a matrix; None unless all rows are of this schema.
 
         Joined heads can be viewed as a matrix only if all rows are at least as long as the
         fixed part. That is known only of this schema's rows, but it follows row by row: the
@@ -300,9 +299,10 @@ class RowSchema:
         size = self.fixed_bytes
         joined = b"".join([row[:size] for row in rows] if self.variable_count else rows)
         if len(joined) != size * len(rows):
-            return False
+            return None
         head = _matrix(joined, len(rows))
-        return bool((_cells(head, _FINGERPRINT_AT, "<u4") == self.fingerprint).all())
+        mine = bool((_cells(head, _FINGERPRINT_AT, "<u4") == self.fingerprint).all())
+        return head if mine else None
 
 
 class Rows:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.online_response import _convert_uuids_for_arrow
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import (
     NULL_TIMESTAMP_INT_VALUE,
@@ -405,7 +405,14 @@ def _stored_to_arrow(stored: pa.BinaryArray, column: Column) -> pa.Array:
     if storage.kind is Kind.TEXT and column.value_type not in _PARSED:
         return stored.cast(pa.string())
     values = _stored_to_python(stored.to_pylist(), column)
-    return pa.array(_convert_uuids_for_arrow({column.name: values})[column.name])
+    return pa.array([_for_arrow(value) for value in values])
+
+
+def _for_arrow(value: Any) -> Any:
+    """Return a value of Feast's in a form that Arrow takes: sets as lists, UUIDs as text."""
+    if isinstance(value, UUID):
+        return str(value)
+    return [_for_arrow(element) for element in value] if isinstance(value, set | list) else value
 
 
 def _finish(array: pa.Array, value_type: str) -> pa.Array:

@@ -445,3 +445,20 @@ def test_embedded_server_needs_no_other(tmp_path: Path, monkeypatch: pytest.Monk
     assert read == {"user_id": [1], "x": [0.5], "n": [2], "l": [[1.0, 2.0]]}
     assert (tmp_path / "redis-data" / "server.json").exists()
     close_shared(tmp_path / "redis-data")
+
+
+def test_feasts_own_metrics_count_what_was_read(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = pytest.importorskip("feast.metrics")
+    monkeypatch.setattr(metrics._config, "online_features", True)
+    shop.write(row(1, 1.0))
+    counter = metrics.online_features_status_total
+
+    def counts() -> list[float]:
+        labels = ({"feature_view": "v", "status": s} for s in ("present", "not_found"))
+        return [counter.labels(**label)._value.get() for label in labels]
+
+    before = counts()
+    shop.store.get_online_features(["v:x"], {"user_id": [1, 1, 2]})
+    assert [a - b for a, b in zip(counts(), before, strict=True)] == [2, 1]
