@@ -462,3 +462,23 @@ def test_feasts_own_metrics_count_what_was_read(
     before = counts()
     shop.store.get_online_features(["v:x"], {"user_id": [1, 1, 2]})
     assert [a - b for a, b in zip(counts(), before, strict=True)] == [2, 1]
+
+
+def test_a_row_is_written_whole(
+    tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any
+) -> None:
+    """A message that lacks a feature makes it null; Feast's store keeps the old value."""
+    view = user_view(tmp_path, "v", {"x": Float64, "y": Float64})
+    full = {"x": Value(double_val=1.0), "y": Value(double_val=2.0)}
+    part = {"x": Value(double_val=3.0)}
+    reads = []
+    for settings in (packed(redis_server.port), stock(redis_server.port)):
+        store = feature_store(tmp_path, settings, [user_entity(), view])
+        online = store._get_provider().online_store
+        for minutes, values in enumerate((full, part)):
+            when = NOW + timedelta(minutes=minutes)
+            rows = [(user_key(1), values, when, None)]
+            online.online_write_batch(store.config, store.get_feature_view("v"), rows, None)
+        response = store.get_online_features(["v:x", "v:y"], {"user_id": [1]}).to_dict()
+        reads.append((response["x"], response["y"]))
+    assert reads == [([3.0], [None]), ([3.0], [2.0])]
