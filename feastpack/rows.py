@@ -279,7 +279,7 @@ class RowSchema:
         present = [blank if row is None else row for row in rows]
         head = self._head_of(present)
         if head is None:
-            from feastpack.evolution import translate
+            from feastpack.evolution import translate  # it decodes rows with this class
 
             present = translate(self, present, schemas or {})
             head = self._head_of(present)
