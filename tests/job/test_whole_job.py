@@ -202,3 +202,24 @@ def test_init_proposes_a_description_that_runs(new_job: MakeJob, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert job.do("recommend", "--user", "u003").code == 0
     assert main(["init", *files, "--output", "feed.toml"]) == 1
+
+
+def test_doctor_finds_a_published_job_sound_and_says_what_to_do_where_nothing_ran(
+    job: Job, new_job: MakeJob
+):
+    outcome = job.do("doctor")
+    assert outcome.code == 0, outcome.out
+    for found in ("lightgbm", "online store", "user_activity", "materialized until", "bundle"):
+        assert found in outcome.out
+    nothing = new_job(make_feed("never_run")).do("doctor")
+    assert nothing.code == 1
+    assert "run `feastrank ingest` or `feastrank run`" in nothing.out
+    assert re.search(r"\d+ of \d+ findings need something done", nothing.err)
+
+
+def test_a_process_of_its_own_prints_the_run_and_no_warnings(job: Job):
+    job.close()
+    outcome = job.spawn("run")
+    assert outcome.returncode == 0
+    assert outcome.stdout.count("unchanged") == len(STEPS)
+    assert outcome.stderr == ""
