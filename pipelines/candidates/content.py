@@ -22,7 +22,7 @@ from pipelines.candidates.protocol import (
     save_state,
 )
 from pipelines.candidates.topics import distinct_rows, topic_matrix
-from pipelines.candidates.topk import TopK, top_k
+from pipelines.candidates.topk import DEFAULT_BLOCK_BYTES, TopK, top_k
 from pipelines.errors import GeneratorError
 
 
@@ -127,8 +127,9 @@ class Content:
         vectors = csr_from("vectors", arrays).T.tocsr()
         tastes = csr_from("tastes", arrays)[rows]
         parts = []
-        for start in range(0, len(rows), 1024):
-            scores = (tastes[start : start + 1024] @ vectors).toarray().astype(np.float32)
+        block = max(1, DEFAULT_BLOCK_BYTES // (8 * max(1, vectors.shape[1])))
+        for start in range(0, len(rows), block):
+            scores = (tastes[start : start + block] @ vectors).toarray().astype(np.float32)
             for row, of_kinds in enumerate(scores, start):
                 hidden = None if seen is None else seen[row].indices
                 columns, found = _best_members(of_kinds, members, bounds, hidden, k)
@@ -182,7 +183,9 @@ def _best_members(
     `members` are the posts ordered by kind, kind i's from ``bounds[i]`` to ``bounds[i + 1]``.
     """
     wanted = k + (0 if hidden is None else len(hidden))
-    kinds = np.flatnonzero(scores > 0)
+    least = np.partition(scores, -wanted)[-wanted] if wanted < len(scores) else 0.0
+    # A kind has at least one member, so no kind beyond the best `wanted` can be needed.
+    kinds = np.flatnonzero((scores >= least) & (scores > 0))
     kinds = kinds[np.argsort(-scores[kinds], kind="stable")]
     filled = np.cumsum(bounds[kinds + 1] - bounds[kinds])
     enough = int(np.searchsorted(filled, wanted))

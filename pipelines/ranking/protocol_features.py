@@ -231,10 +231,11 @@ def _segments(past: Past, users: Ids, posts: Ids) -> dict[str, Floats]:
 def _codes(name: str, column: pa.ChunkedArray) -> Ids | None:
     if name == "age":
         ages = np.asarray(column.cast(pa.float64()).fill_null(np.nan))
-        return np.digitize(np.nan_to_num(ages, nan=-1.0), [18, 25, 35, 45, 50]).astype(np.int64)
+        groups: Ids = np.digitize(np.nan_to_num(ages, nan=-1.0), [18, 25, 35, 45, 50])
+        return groups.astype(np.int64)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        ranks: Ids = np.asarray(pc.rank(column.fill_null(""), tiebreaker="dense"))
-        return ranks.astype(np.int64) - 1
+        codes: Ids = np.asarray(pc.rank(column.fill_null(""), tiebreaker="dense")).astype(np.int64)
+        return codes - 1
     return None
 
 
