@@ -28,6 +28,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _convert_arrow_to_proto, _get_column_names, make_tzaware
 from pydantic import Field, StrictStr
+from tqdm import tqdm
 
 from feastpack.duckdb_job import DuckDBRetrievalJob
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Told how many more rows are done.
 Progress = Callable[[int], Any]
+
+_BAR_AFTER_S = 2.0
 
 
 class ArrowComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -229,9 +232,9 @@ def _batches(job: RetrievalJob, batch_rows: int) -> Iterator[pa.RecordBatch]:
 def _progress_bar(task: MaterializationTask, job: RetrievalJob) -> Any:
     if task.tqdm_builder is None:
         return None
-    bar = task.tqdm_builder(job.count_rows() if isinstance(job, DuckDBRetrievalJob) else None)
-    bar.unit, bar.unit_scale = " rows", True
-    return bar
+    rows = job.count_rows() if isinstance(job, DuckDBRetrievalJob) else None
+    # Not Feast's own bar, which appears at once: most views are done before one could be read.
+    return tqdm(total=rows, ncols=100, unit=" rows", unit_scale=True, delay=_BAR_AFTER_S)
 
 
 def _renamed(batch: pa.RecordBatch, view: FeatureView) -> pa.RecordBatch:

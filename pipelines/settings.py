@@ -71,6 +71,18 @@ class JobSettings(DatasetSettings):
     candidates_per_source: int = Field(
         100, ge=10, le=1000, description="Posts that each candidate source proposes for a user."
     )
+    users_per_slice: int = Field(
+        300,
+        ge=10,
+        le=100_000,
+        description="Users of each label slice that the ranker learns on; more are sampled.",
+    )
+    test_users: int = Field(
+        10_000,
+        ge=10,
+        le=10_000_000,
+        description="Users of the test slice that lists are measured on; more are sampled.",
+    )
     as_of: datetime | None = Field(
         None,
         description="Moment (UTC) that online features and recommendations are for; by default "

@@ -62,7 +62,8 @@ class TextClusters:
 
     def reduce(self, embeddings: Floats) -> Floats:
         """Return principal components, shape (n, p)."""
-        return (embeddings - self.mean) @ self.components.T
+        reduced: Floats = ((embeddings - self.mean) @ self.components.T).astype(np.float32)
+        return reduced
 
     def distances(self, reduced: Floats) -> Floats:
         """Return Euclidean distances to the centres, shape (n, k)."""

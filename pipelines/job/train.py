@@ -97,7 +97,7 @@ def run(context: Context) -> StepRecord:
         NAME,
         features.key,
         apply.facts["contract"],
-        settings.candidates_per_source,
+        [settings.candidates_per_source, settings.users_per_slice, settings.test_users],
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
     )
@@ -155,7 +155,7 @@ class _Training:
             (requests, self.files.requests),
             (relevant, self.files.relevant),
             (scored[best], self.files.validation_scores),
-            (self._popular_all_time(events, slices), self.files.popular_all_time),
+            (self._popular_all_time(events, slices, requests), self.files.popular_all_time),
         ):
             pq.write_table(table, path)
         for stale in self.files.folder.glob("ranker.*"):
@@ -172,7 +172,8 @@ class _Training:
         requests, relevant = [], []
         for position, (name, part) in enumerate(parts):
             past = everything.until(part.start)
-            liked = recommendable(events, part)
+            limit = self.settings.test_users if name == TEST else self.settings.users_per_slice
+            liked = _sampled(recommendable(events, part), limit, self.settings.seed + position)
             candidates = self._candidates(past, liked, bar, position, len(parts))
             labelled = label_candidates(candidates, liked, at=part.start, name=name)
             requests.append(labelled if name == TEST else with_positives_only(labelled))
@@ -190,9 +191,10 @@ class _Training:
             bar(part * len(fresh) + position + 1, parts * len(fresh))
         return merge_candidates(tables)
 
-    def _popular_all_time(self, events: pa.Table, slices: Slices) -> pa.Table:
+    def _popular_all_time(self, events: pa.Table, slices: Slices, requests: pa.Table) -> pa.Table:
         past = Interactions.from_table(events).until(slices.test.start)
-        users = pc.unique(recommendable(events, slices.test)["user_id"]).sort().to_numpy()
+        tested = requests.filter(pc.equal(requests[SLICE], TEST))
+        users = pc.unique(tested["user_id"]).sort().to_numpy()
         baseline = make_generator("popular", {"half_life_days": None})
         return recommend_with(baseline.fit(past), users, self.settings)
 
@@ -268,6 +270,15 @@ class _Training:
 def _part(bar: Bar, position: int, share: float) -> None:
     """Draw how far the ranker at ``position`` is, in percent of all rankers."""
     bar(round(100 * (position + share)), 100 * len(RANKERS))
+
+
+def _sampled(pairs: pa.Table, most_users: int, seed: int) -> pa.Table:
+    """Return the pairs of at most so many users, drawn without looking at anything else."""
+    users = pc.unique(pairs["user_id"]).sort().to_numpy()
+    if len(users) <= most_users:
+        return pairs
+    chosen = np.random.default_rng(seed).choice(users, most_users, replace=False)
+    return pairs.filter(pc.is_in(pairs["user_id"], pa.array(chosen)))
 
 
 def named_slices(slices: Slices) -> list[tuple[str, TimeSlice]]:

@@ -175,9 +175,16 @@ def test_views_that_are_not_online_are_left_out(tmp_path: Path) -> None:
     store.materialize(at(0), at(1))
 
 
-def test_the_bar_counts_rows(
-    tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any, capfd: pytest.CaptureFixture
+@pytest.mark.parametrize("after_s", [0.0, 60.0])
+def test_the_bar_counts_rows_of_what_takes_long(
+    tmp_path: Path,
+    redis_server: EmbeddedRedis,
+    redis_client: Any,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    after_s: float,
 ) -> None:
+    monkeypatch.setattr("feastpack.engine._BAR_AFTER_S", after_s)
     view = trip_view(
         write(
             trips([(1, 0, 1.0), (1, 1, 1.0), (2, 0, 2.0), (None, 0, 0.0)]), tmp_path / "a.parquet"
@@ -185,7 +192,7 @@ def test_the_bar_counts_rows(
     )
     store = local_store(tmp_path, [DRIVER, view], OURS, packed(redis_server), ENGINE)
     store.materialize(at(0), at(1))
-    assert "3.00/3.00" in capfd.readouterr().err
+    assert ("3.00/3.00" in capfd.readouterr().err) == (after_s == 0)
 
 
 def test_bad_settings() -> None:
