@@ -240,9 +240,7 @@ class _Training:
         encoder: InputEncoder,
         progress: Callable[[float], None] | None = None,
     ) -> Ranker:
-        # Small trees on few rows: a second thread costs more in waiting than it saves.
-        threads = {"threads": 1} if len(learnt.labels) < 1_000_000 else {}
-        return make_ranker(name, {"seed": self.settings.seed, **threads}).fit(
+        return make_ranker(name, {"seed": self.settings.seed}).fit(
             learnt.matrix,
             learnt.labels,
             learnt.group_sizes,

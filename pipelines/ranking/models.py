@@ -20,6 +20,8 @@ from serving.ranker import CatBoostColumns, CatBoostScorer, LightGBMScorer, Matr
 Progress = Callable[[float], None]
 """Called with the share of the training that is done, from 0 to 1."""
 
+# Below, LightGBM's threads wait for each other longer than they work.
+_ROWS_FOR_THREADS = 1_000_000
 _MOST_ROWS_A_GROUP = 10_000  # LightGBM's lambdarank goes no further.
 
 
@@ -84,7 +86,7 @@ class LightGBMSettings:
     truncation
         ``lambdarank`` looks at pairs whose better one is placed this high.
     seed, threads
-        Threads change the time, not the model; 0: all cores.
+        Threads change the time, not the model; 0: one for few rows, else all cores.
     """
 
     objective: Literal["lambdarank", "rank_xendcg", "binary"] = "lambdarank"
@@ -234,7 +236,7 @@ class LightGBMRanker(_Trainable):
         )
         try:
             booster = lightgbm.train(
-                self._parameters(),
+                self._parameters(len(examples.labels)),
                 dataset,
                 rounds,
                 callbacks=[lambda state: progress((state.iteration + 1) / rounds)],
@@ -245,8 +247,9 @@ class LightGBMRanker(_Trainable):
             ) from error
         return LightGBMScorer(booster)
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self, rows: int) -> dict[str, Any]:
         settings = self.settings
+        threads = settings.threads or (1 if rows < _ROWS_FOR_THREADS else 0)
         return {
             "objective": settings.objective,
             "num_leaves": settings.leaves,
@@ -256,7 +259,7 @@ class LightGBMRanker(_Trainable):
             "feature_fraction": settings.feature_share,
             "lambdarank_truncation_level": settings.truncation,
             "seed": settings.seed,
-            "num_threads": settings.threads,
+            "num_threads": threads,
             # Without these two, sums depend on the number of threads.
             "deterministic": True,
             "force_row_wise": True,
