@@ -30,3 +30,8 @@ clean:  ## remove everything that was made: environment, state, caches
 	@test ! -x $(BIN)/feastrank || $(BIN)/feastrank stop || true
 	rm -rf $(VENV) .feastrank *.egg-info build .hypothesis .mypy_cache .ruff_cache .import_linter_cache catboost_info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bench: install  ## every benchmark, each beside its peer; the last line of each is JSON
+	$(BIN)/python -m benchmarks.online_read
+	$(BIN)/python -m benchmarks.materialize
+	$(BIN)/python -m benchmarks.point_in_time

@@ -65,7 +65,7 @@ class Word2Vec(FactorGenerator[Word2VecSettings]):
     settings_kind: ClassVar[type[Any]] = Word2VecSettings
 
     def _learn(self, interactions: Interactions, progress: Progress) -> Arrays:
-        from gensim.models import Word2Vec as Model  # type: ignore[import-untyped]
+        from gensim.models import Word2Vec as Model
 
         settings = self.settings
         words = interactions.event_posts.astype(str).tolist()
