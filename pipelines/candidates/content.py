@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, diags
 
 from pipelines.candidates.interactions import Ids, Interactions, positions
-from pipelines.candidates.protocol import (
-    Audience,
-    Progress,
-    csr_arrays,
-    csr_from,
-    fitted,
-    load_state,
-    save_state,
-)
+from pipelines.candidates.protocol import Progress, csr_arrays, csr_from, fitted
+from pipelines.candidates.scored import Arrays, ScoredGenerator
 from pipelines.candidates.topics import distinct_rows, topic_matrix
 from pipelines.candidates.topk import DEFAULT_BLOCK_BYTES, TopK, top_k
 from pipelines.errors import GeneratorError
@@ -51,7 +43,7 @@ class ContentSettings:
             )
 
 
-class Content:
+class Content(ScoredGenerator[ContentSettings]):
     """Scores are cosines between a user's mean vector of liked posts and the posts' vectors.
 
     A post without topics (without text) has a cosine of zero, as has one at right angles; a
@@ -67,17 +59,15 @@ class Content:
     """
 
     name: ClassVar[str] = "content"
-    serves_cold_users: ClassVar[bool] = False
+    settings_kind: ClassVar[type[Any]] = ContentSettings
 
     def __init__(
         self, settings: ContentSettings | None = None, *, posts: pa.Table | None = None
     ) -> None:
-        self.settings = settings or ContentSettings()
+        super().__init__(settings)
         self._posts = posts
-        self._audience: Audience | None = None
-        self._arrays: dict[str, NDArray[Any]] | None = None
 
-    def fit(self, interactions: Interactions, *, progress: Progress | None = None) -> Self:
+    def _learn(self, interactions: Interactions, progress: Progress) -> Arrays:
         """Average the vectors of each user's liked posts."""
         profile = _profile(interactions, self.settings.half_life_posts)
         topics, _ = topic_matrix(self._posts, interactions.post_ids)
@@ -94,55 +84,19 @@ class Content:
             means = np.asarray(profile @ texts, dtype=np.float32)
             length = np.linalg.norm(means, axis=1, keepdims=True)
             arrays |= {"texts": texts, "text_tastes": means / np.maximum(length, 1e-12)}
-        self._arrays = arrays
-        self._audience = Audience.of(interactions)
-        if progress:
-            progress(1.0)
-        return self
+        return arrays
 
     def recommend(self, user_ids: ArrayLike, k: int, *, exclude_seen: bool = True) -> pa.Table:
         """Return the posts most like the liked ones; users without a positive get none."""
+        if self.settings.text_weight > 0:
+            return super().recommend(user_ids, k, exclude_seen=exclude_seen)
         audience = fitted(self._audience, self.name)
-        arrays = fitted(self._arrays, self.name)
         users, rows = audience.asked_warm(user_ids, k)
         seen = audience.seen_by(rows) if exclude_seen else None
-        if self.settings.text_weight == 0:
-            top = self._by_kind(arrays, rows, seen, k)
-        else:
-            top = top_k(
-                lambda block: self._dense(arrays, rows[block]),
-                (len(users), len(audience.post_ids)),
-                k,
-                masked=seen,
-            )
+        top = _top_by_kind(fitted(self._arrays, self.name), rows, seen, k)
         return audience.candidates(users, top, self.name)
 
-    def _by_kind(
-        self, arrays: dict[str, NDArray[Any]], rows: Ids, seen: csr_matrix | None, k: int
-    ) -> TopK:
-        """Score each distinct topic vector once, then take posts from the best ones."""
-        kind = arrays["kind"]
-        members = np.argsort(kind, kind="stable")
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(kind))])
-        vectors = csr_from("vectors", arrays).T.tocsr()
-        tastes = csr_from("tastes", arrays)[rows]
-        parts = []
-        block = max(1, DEFAULT_BLOCK_BYTES // (8 * max(1, vectors.shape[1])))
-        for start in range(0, len(rows), block):
-            scores = (tastes[start : start + block] @ vectors).toarray().astype(np.float32)
-            for row, of_kinds in enumerate(scores, start):
-                hidden = None if seen is None else seen[row].indices
-                columns, found = _best_members(of_kinds, members, bounds, hidden, k)
-                parts.append((np.full(len(columns), row), columns, found))
-        if not parts:
-            return top_k(lambda block: np.empty((0, 0), np.float32), (0, 0), k)
-        ranks = [np.arange(1, len(part[0]) + 1, dtype=np.int32) for part in parts]
-        rows_of, columns_of, scores_of = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
-        return TopK(rows_of, columns_of, scores_of, np.concatenate(ranks))
-
-    def _dense(self, arrays: dict[str, NDArray[Any]], rows: Ids) -> NDArray[np.float32]:
+    def _score(self, arrays: Arrays, rows: Ids) -> NDArray[np.float32]:
         vectors = csr_from("vectors", arrays).T.tocsr()
         topics = (csr_from("tastes", arrays)[rows] @ vectors).toarray()[:, arrays["kind"]]
         weight = self.settings.text_weight
@@ -151,24 +105,27 @@ class Content:
         scores[scores <= 0] = -np.inf
         return scores
 
-    def save(self, folder: Path) -> None:
-        """Write ``generator.json`` and ``state.npz`` into `folder`."""
-        audience = fitted(self._audience, self.name)
-        learnt = {f"learnt_{key}": value for key, value in (self._arrays or {}).items()}
-        save_state(folder, self.name, self.settings, {**audience.arrays(), **learnt})
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        settings, arrays = load_state(folder, cls.name, ContentSettings)
-        generator = cls(settings)
-        generator._audience = Audience.from_arrays(arrays)
-        generator._arrays = {
-            key.removeprefix("learnt_"): value
-            for key, value in arrays.items()
-            if key.startswith("learnt_")
-        }
-        return generator
+def _top_by_kind(arrays: Arrays, rows: Ids, seen: csr_matrix | None, k: int) -> TopK:
+    """Score each distinct topic vector once, then take posts from the best ones."""
+    kind = arrays["kind"]
+    members = np.argsort(kind, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(kind))])
+    vectors = csr_from("vectors", arrays).T.tocsr()
+    tastes = csr_from("tastes", arrays)[rows]
+    parts = []
+    block = max(1, DEFAULT_BLOCK_BYTES // (8 * max(1, vectors.shape[1])))
+    for start in range(0, len(rows), block):
+        scores = (tastes[start : start + block] @ vectors).toarray().astype(np.float32)
+        for row, of_kinds in enumerate(scores, start):
+            hidden = None if seen is None else seen[row].indices
+            columns, found = _best_members(of_kinds, members, bounds, hidden, k)
+            parts.append((np.full(len(columns), row), columns, found))
+    if not parts:
+        return top_k(lambda block: np.empty((0, 0), np.float32), (0, 0), k)
+    ranks = [np.arange(1, len(part[0]) + 1, dtype=np.int32) for part in parts]
+    rows_of, columns_of, scores_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return TopK(rows_of, columns_of, scores_of, np.concatenate(ranks))
 
 
 def _best_members(

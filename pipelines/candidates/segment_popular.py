@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.candidates.interactions import Ids, Interactions, positions
-from pipelines.candidates.protocol import Audience, Progress, fitted, load_state, save_state
+from pipelines.candidates.protocol import Progress, fitted
+from pipelines.candidates.scored import Arrays, ScoredGenerator
 from pipelines.candidates.topk import top_k
 from pipelines.errors import GeneratorError
 
@@ -50,7 +50,7 @@ class SegmentPopularSettings:
             )
 
 
-class SegmentPopular:
+class SegmentPopular(ScoredGenerator[SegmentPopularSettings]):
     """Scores are a post's share of the decayed likes of the user's segment.
 
     Users without the attribute, or in no row of the table, get everybody's list.
@@ -65,16 +65,15 @@ class SegmentPopular:
 
     name: ClassVar[str] = "segment_popular"
     serves_cold_users: ClassVar[bool] = True
+    settings_kind: ClassVar[type[Any]] = SegmentPopularSettings
 
     def __init__(
         self, settings: SegmentPopularSettings | None = None, *, users: pa.Table | None = None
     ) -> None:
-        self.settings = settings or SegmentPopularSettings()
+        super().__init__(settings)
         self._users = users
-        self._audience: Audience | None = None
-        self._arrays: dict[str, NDArray[Any]] | None = None
 
-    def fit(self, interactions: Interactions, *, progress: Progress | None = None) -> Self:
+    def _learn(self, interactions: Interactions, progress: Progress) -> Arrays:
         """Count each segment's likes; ages are taken from the last positive event."""
         user_ids, segment_of, n_segments = self._segments()
         row = positions(interactions.user_ids, user_ids)
@@ -91,15 +90,11 @@ class SegmentPopular:
         prior = self.settings.prior_likes
         totals = likes.sum(axis=1, keepdims=True) + prior
         shares = (likes + prior * everybody) / np.where(totals > 0, totals, 1)
-        self._arrays = {
+        return {
             "shares": shares.astype(np.float32),
             "known_users": user_ids,
             "segments": segment_of,
         }
-        self._audience = Audience.of(interactions)
-        if progress:
-            progress(1.0)
-        return self
 
     def _segments(self) -> tuple[Ids, Ids, int]:
         """Return user ids (ascending), the segment of each, and the number of segments."""
@@ -134,28 +129,14 @@ class SegmentPopular:
         everybody = len(arrays["shares"]) - 1
         segments = np.where(known >= 0, np.append(arrays["segments"], everybody)[known], everybody)
         top = top_k(
-            lambda block: _shares(arrays["shares"], segments[block]),
+            lambda block: self._score(arrays, segments[block]),
             (len(users), len(audience.post_ids)),
             k,
             masked=audience.seen_by(rows) if exclude_seen else None,
         )
         return audience.candidates(users, top, self.name)
 
-    def save(self, folder: Path) -> None:
-        """Write ``generator.json`` and ``state.npz`` into `folder`."""
-        audience = fitted(self._audience, self.name)
-        save_state(folder, self.name, self.settings, {**audience.arrays(), **(self._arrays or {})})
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        settings, arrays = load_state(folder, cls.name, SegmentPopularSettings)
-        generator = cls(settings)
-        generator._audience = Audience.from_arrays(arrays)
-        generator._arrays = {key: arrays[key] for key in ("shares", "known_users", "segments")}
-        return generator
-
-
-def _shares(shares: NDArray[np.float32], segments: Ids) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = shares[segments]
-    return rows
+    def _score(self, arrays: Arrays, rows: Ids) -> NDArray[np.float32]:
+        """Return the shares of segments, not of users."""
+        shares: NDArray[np.float32] = arrays["shares"][rows]
+        return shares

@@ -253,7 +253,6 @@ class TestContentByHand:
         interactions = Interactions.from_table(events(clustered_events(posts=200, likes=30)))
         fitted = Content(posts=posts_table(posts=200, topics=4)).fit(interactions)
         found = fitted.recommend(interactions.user_ids, k, exclude_seen=exclude_seen)
-        fitted._by_kind = None  # the dense way cannot come back here
         fitted._arrays |= {
             "texts": np.zeros((len(interactions.post_ids), 1), np.float32),
             "text_tastes": np.zeros((len(interactions.user_ids), 1), np.float32),
