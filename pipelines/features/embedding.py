@@ -87,7 +87,9 @@ def _encode(
 ) -> NDArray[np.float32]:
     # Loading costs seconds and is not needed when every text is cached.
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         encoder = SentenceTransformer(model_path(model), device="cpu")
     except (OSError, ValueError) as error:
@@ -105,8 +107,7 @@ def _encode(
         if vectors.shape[1] != TEXT_EMBEDDING_DIMENSIONS:
             raise FeatureError(
                 f"text model {model}: {vectors.shape[1]} dimensions, expected "
-                f"{TEXT_EMBEDDING_DIMENSIONS} (post_text.{'post_text_embedding'}); choose a model "
-                "of that size"
+                f"{TEXT_EMBEDDING_DIMENSIONS}; choose a model of that size with --text-model"
             )
         result[chosen] = vectors
         if on_progress is not None:
