@@ -171,6 +171,26 @@ def connect_async(address: RedisAddress, redis_type: RedisType, sentinel_master:
     return redis.asyncio.Redis(host=host, port=port, **options)
 
 
+def close(client: Any) -> None:
+    """Close a client's connections, those to its Sentinels included."""
+    for sentinel in _sentinels_of(client):
+        sentinel.close()
+    client.close()
+
+
+async def close_async(client: Any) -> None:
+    """Close an asyncio client's connections, those to its Sentinels included."""
+    for sentinel in _sentinels_of(client):
+        await sentinel.aclose()
+    await client.aclose()
+
+
+def _sentinels_of(client: Any) -> list[Any]:
+    # A client of a Cluster has no pool of its own; only a Sentinel's pool has a manager.
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return [] if manager is None else list(manager.sentinels)
+
+
 def _nodes_of(address: RedisAddress) -> list[tuple[str, int]]:
     if address.url is not None:
         raise ConnectionStringError(

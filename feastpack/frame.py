@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,8 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feastpack.errors import RequestError
 from feastpack.lookup import Answer
 from feastpack.plan import FeatureRead, Plan, ViewPlan
-from feastpack.rows import Kind, Rows
-from feastpack.values import to_arrow, to_python
+from feastpack.rows import Column, Kind, Rows
+from feastpack.values import is_text, to_arrow, to_python
 
 PRESENT: int = FieldStatus.PRESENT
 NOT_FOUND: int = FieldStatus.NOT_FOUND
@@ -37,6 +37,17 @@ class ViewRows:
         """The rows."""
         return self.answer.rows
 
+    def arrow(self, column: Column) -> pa.Array:
+        """Return a column as an Arrow array of as many values as there are rows."""
+        return self._texts[column.name] if is_text(column) else to_arrow(self.rows, column.name)
+
+    @cached_property
+    def _texts(self) -> dict[str, pa.StringArray]:
+        # Cutting all out at once costs about as much as cutting out two of them.
+        names, count = self.plan.texts, len(self.rows)
+        joined = self.rows.texts(names)
+        return {name: joined.slice(at * count, count) for at, name in enumerate(names)}
+
 
 class Frame:
     """Features of n entities, in the order in which the entities were given.
@@ -47,8 +58,6 @@ class Frame:
         The features, in the order of the request or of the feature service.
     numeric_names
         The features that are columns of :attr:`matrix`: integers, floating point, bool.
-    entities
-        What was asked for, by join key: Arrow arrays (n,).
 
     Notes
     -----
@@ -59,14 +68,15 @@ class Frame:
         self,
         plan: Plan,
         views: tuple[ViewRows, ...],
-        entities: Mapping[str, pa.Array],
+        entity: Callable[[str], pa.Array],
         computed: Mapping[str, pa.Array],
         count: int,
         dtype: npt.DTypeLike,
     ) -> None:
         self.names = plan.names
         self.numeric_names = plan.numeric_names
-        self.entities = entities
+        self._plan = plan
+        self._entity = entity
         self._views = views
         self._computed = computed
         self._count = count
@@ -77,6 +87,11 @@ class Frame:
 
     def __len__(self) -> int:
         return self._count
+
+    @cached_property
+    def entities(self) -> Mapping[str, pa.Array]:
+        """What was asked for, by join key: Arrow arrays (n,)."""
+        return {name: self._entity(name) for name in self._plan.entity_names}
 
     @cached_property
     def matrix(self) -> npt.NDArray[Any]:
@@ -109,7 +124,7 @@ class Frame:
         if name in self._computed:
             return self._computed[name]
         view, read = self._source(name)
-        array = to_arrow(view.rows, read.column.name)
+        array = view.arrow(read.column)
         return array if len(array) == self._count else array.take(self._shared)
 
     def column(self, name: str) -> npt.NDArray[Any]:

@@ -8,13 +8,12 @@ serialisation begins with, are the same for all rows of a view, so they are left
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.infra.key_encoding_utils import (
@@ -26,7 +25,10 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import ValueType as ValueTypeProto
 
 from feastpack.errors import SchemaError
-from feastpack.rows import uniform_binary
+from feastpack.rows import BytesArray, uniform_binary
+
+# An Arrow binary array, or a (n, width) matrix if all keys are of one width.
+Keys: TypeAlias = pa.BinaryArray | BytesArray
 
 _EMPTY = pa.scalar(b"", pa.binary())
 _INTEGERS = {"INT64": "<i8", "INT32": "<i4", "UNIX_TIMESTAMP": "<i8"}
@@ -100,6 +102,14 @@ class KeySpace:
     def of_columns(self, columns: Mapping[str, Any], n: int) -> pa.BinaryArray:
         """Return the keys of n entities given as columns, no Python object per value.
 
+        As :meth:`laid_out`, always as an Arrow array.
+        """
+        keys = self.laid_out(columns, n)
+        return uniform_binary(keys) if isinstance(keys, np.ndarray) else keys
+
+    def laid_out(self, columns: Mapping[str, Any], n: int) -> Keys:
+        """Return the keys of n entities given as columns, in the form that takes least work.
+
         Parameters
         ----------
         columns
@@ -113,32 +123,47 @@ class KeySpace:
             If a join key is missing, null somewhere, or of a type that does not fit.
         """
         parts: list[pa.Array | pa.Scalar] = []
-        fixed: list[npt.NDArray[np.uint8]] = [_repeated(self.prefix, n)]
+        fixed: list[bytes | BytesArray] = [self.prefix]
         for name, value_type in self.join_keys:
             if name not in columns:
                 raise SchemaError(
                     f"feature view {self.view} needs the join key {name}; "
                     f"found {', '.join(columns) or 'none'}"
                 )
-            array = _as_arrow(columns[name], name, value_type, self.view)
+            values = columns[name]
             tag = struct.pack("<I", getattr(ValueTypeProto, value_type))
             if value_type in _INTEGERS:
-                cells = array.to_numpy(zero_copy_only=False).astype(_INTEGERS[value_type])
+                cells = values
+                if not isinstance(values, np.ndarray) or values.dtype != _INTEGERS[value_type]:
+                    array = _as_arrow(values, name, value_type, self.view)
+                    cells = array.to_numpy(zero_copy_only=False).astype(_INTEGERS[value_type])
                 width = cells.dtype.itemsize
-                fixed.append(_repeated(tag + struct.pack("<I", width), n))
+                fixed.append(tag + struct.pack("<I", width))
                 fixed.append(np.ascontiguousarray(cells).view(np.uint8).reshape(n, width))
                 continue
+            array = _as_arrow(values, name, value_type, self.view)
             lengths = pc.binary_length(array).to_numpy(zero_copy_only=False).astype("<u4")
-            fixed += [_repeated(tag, n), lengths.view(np.uint8).reshape(n, 4)]
-            parts += [uniform_binary(np.concatenate(fixed, axis=1)), array]
+            fixed += [tag, lengths.view(np.uint8).reshape(n, 4)]
+            parts += [uniform_binary(_side_by_side(fixed, n)), array]
             fixed = []
         if fixed:
-            parts.append(uniform_binary(np.concatenate(fixed, axis=1)))
-        return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, _EMPTY)
+            last = _side_by_side(fixed, n)
+            if not parts:
+                return last
+            parts.append(uniform_binary(last))
+        return pc.binary_join_element_wise(*parts, _EMPTY)
 
 
-def _repeated(content: bytes, n: int) -> npt.NDArray[np.uint8]:
-    return np.broadcast_to(np.frombuffer(content, dtype=np.uint8), (n, len(content)))
+def _side_by_side(parts: Sequence[bytes | BytesArray], n: int) -> BytesArray:
+    """Return (n, width) bytes: of some parts the same in all rows, of others (n, w) columns."""
+    widths = [len(part) if isinstance(part, bytes) else part.shape[1] for part in parts]
+    matrix = np.empty((n, sum(widths)), dtype=np.uint8)
+    start = 0
+    for part, width in zip(parts, widths, strict=True):
+        cells = np.frombuffer(part, dtype=np.uint8) if isinstance(part, bytes) else part
+        matrix[:, start : start + width] = cells
+        start += width
+    return matrix
 
 
 def _as_arrow(values: Any, name: str, value_type: str, view: str) -> pa.Array:
@@ -160,7 +185,8 @@ def _as_arrow(values: Any, name: str, value_type: str, view: str) -> pa.Array:
         if value_type == "UNIX_TIMESTAMP" and pa.types.is_timestamp(kind):
             return array.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
         if value_type in _INTEGERS and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            return array.cast(pa.int32() if value_type == "INT32" else pa.int64())
+            wanted = pa.int32() if value_type == "INT32" else pa.int64()
+            return array if kind == wanted else array.cast(wanted)
         if value_type == "STRING" and not (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
             return array.cast(pa.string()).cast(pa.binary())
         if value_type == "BYTES" and not (pa.types.is_nested(kind) or pa.types.is_integer(kind)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.cluster import RedisCluster
 
 from feastpack.errors import UnknownSchemaError
-from feastpack.rows import BoolArray, Rows, RowSchema
+from feastpack.keys import Keys
+from feastpack.rows import BoolArray, Rows, RowSchema, uniform_binary
 from feastpack.views import ViewLayout
+from feastpack.wire import mget
 from feastpack.writer import translated
 
 
@@ -26,7 +29,7 @@ class Question:
     """
 
     layout: ViewLayout
-    keys: Sequence[bytes]
+    keys: Keys
     not_before_us: int | None = None
 
 
@@ -95,12 +98,15 @@ def ask(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[An
     OnlineStoreError
         If Redis fails.
     """
-    keys = [key for question in questions for key in question.keys]
+    keys = [question.keys for question in questions]
+    count = sum(map(len, keys))
     try:
-        if isinstance(client, RedisCluster):
-            stored = client.mget_nonatomic(keys) if keys else []
+        if not count:
+            stored = []
+        elif isinstance(client, RedisCluster):
+            stored = client.mget_nonatomic(_listed(keys))
         else:
-            stored = client.mget(keys) if keys else []
+            stored = mget(client, keys)
         answers = []
         for question, part in _parts(questions, stored):
             try:
@@ -109,13 +115,13 @@ def ask(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[An
                 book.learn(question.layout, client.hgetall(question.layout.keys.schemas_key))
                 answers.append(book.decode(question, part))
     except redis.exceptions.RedisError as error:
-        raise translated(error, f"reading {len(keys)} rows from Redis") from error
+        raise translated(error, f"reading {count} rows from Redis") from error
     return answers
 
 
 async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[Answer]:
     """As :func:`ask`, for an asyncio client."""
-    keys = [key for question in questions for key in question.keys]
+    keys = _listed([question.keys for question in questions])
     try:
         if isinstance(client, AsyncRedisCluster):
             stored = await client.mget_nonatomic(keys) if keys else []
@@ -137,6 +143,11 @@ async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook
 def _parts(
     questions: Sequence[Question], stored: Sequence[bytes | None]
 ) -> list[tuple[Question, Sequence[bytes | None]]]:
-    ends = np.cumsum([len(question.keys) for question in questions]).tolist()
+    ends = list(accumulate(len(question.keys) for question in questions))
     starts = [0, *ends[:-1]]
     return [(q, stored[a:b]) for q, a, b in zip(questions, starts, ends, strict=True)]
+
+
+def _listed(keys: Sequence[Keys]) -> list[bytes]:
+    arrays = (uniform_binary(part) if isinstance(part, np.ndarray) else part for part in keys)
+    return [key for array in arrays for key in array.to_pylist()]

@@ -24,7 +24,14 @@ from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field, StrictStr
 
 from feastpack.columns import PackedRows, arrow_rows, message_rows
-from feastpack.connection import RedisType, connect, connect_async, resolve_redis
+from feastpack.connection import (
+    RedisType,
+    close,
+    close_async,
+    connect,
+    connect_async,
+    resolve_redis,
+)
 from feastpack.errors import UnsupportedError
 from feastpack.lookup import Question, SchemaBook, ask, ask_async, oldest_valid
 from feastpack.requests import OnlineRequest, track, view_reads
@@ -267,7 +274,8 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         """Return what to ask Redis for some entities of a view."""
         layout = layout_of(config, table)
         keys = [layout.keys.of_entity(entity) for entity in entity_keys]
-        return Question(layout, keys, oldest_valid(layout, config.online_store.honour_ttl))
+        oldest = oldest_valid(layout, config.online_store.honour_ttl)
+        return Question(layout, pa.array(keys, pa.binary()), oldest)
 
     def get_online_features(
         self,
@@ -391,9 +399,9 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             clients, self._clients = self._clients, {}
             asynchronous, self._async_client = self._async_client, None
         for client in clients.values():
-            client.close()
+            close(client)
         if asynchronous is not None and asynchronous[0] is asyncio.get_running_loop():
-            await asynchronous[1].aclose()
+            await close_async(asynchronous[1])
 
     # What a key-value layout cannot answer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 
 from feastpack.errors import RequestError, UnsupportedError
 from feastpack.rows import Column, Kind, RowSchema
+from feastpack.values import is_text
 from feastpack.views import ViewLayout, layout_of
 
 NUMERIC = ("INT32", "INT64", "DOUBLE", "FLOAT", "BOOL")
@@ -57,6 +59,11 @@ class ViewPlan:
     join_keys: Mapping[str, str]
     features: tuple[FeatureRead, ...]
     blocks: tuple[BlockCopy, ...]
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The columns among ``features`` that are text."""
+        return tuple(read.column.name for read in self.features if is_text(read.column))
 
 
 @dataclass(frozen=True)

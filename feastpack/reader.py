@@ -29,16 +29,22 @@ _PlanKey = tuple[str | tuple[str, ...], bool]
 
 
 class _Request(NamedTuple):
-    """A request's values: scalars and Arrow arrays of ``count`` values, by name."""
+    """A request's values by name: scalars, and Arrow or int64 arrays of ``length`` values."""
 
     scalars: dict[str, Any]
-    arrays: dict[str, pa.Array]
+    arrays: dict[str, Any]
     length: int
 
+    def given(self, name: str) -> Any:
+        """Return one value per entity, as an Arrow array or as it was given."""
+        values = self.arrays.get(name)
+        return self.column(name) if values is None else values
+
     def column(self, name: str) -> pa.Array:
-        """Return one value per entity."""
+        """Return one value per entity as an Arrow array."""
         if name in self.arrays:
-            return self.arrays[name]
+            values = self.arrays[name]
+            return pa.array(values) if isinstance(values, np.ndarray) else values
         return pa.repeat(pa.scalar(_plain(self.scalars[name])), self.length)
 
 
@@ -200,18 +206,17 @@ class FeatureReader:
         shared = all(name in request.scalars for name in names.values())
         count = 1 if shared else request.length
         columns: dict[str, Any] = {
-            key: [_plain(request.scalars[name])] if shared else request.column(name)
+            key: [_plain(request.scalars[name])] if shared else request.given(name)
             for key, name in names.items()
         }
         if not names:
             columns[DUMMY_ENTITY_ID] = [DUMMY_ENTITY_VAL]
-        keys = view.layout.keys.of_columns(columns, count)
-        return Question(view.layout, keys.to_pylist(), oldest_valid(view.layout, self._honour_ttl))
+        keys = view.layout.keys.laid_out(columns, count)
+        return Question(view.layout, keys, oldest_valid(view.layout, self._honour_ttl))
 
     def _frame(self, plan: Plan, request: _Request, answers: Sequence[Answer]) -> Frame:
         views = tuple(map(ViewRows, plan.views, answers))
-        entities = {name: request.column(name) for name in plan.entity_names}
-        frame = Frame(plan, views, entities, {}, request.length, self._dtype)
+        frame = Frame(plan, views, request.column, {}, request.length, self._dtype)
         if not plan.on_demand:
             return frame
         data = {name: request.column(name) for name in (*plan.entity_names, *plan.request_names)}
@@ -219,7 +224,7 @@ class FeatureReader:
         for view in plan.on_demand:
             inputs = {name: frame.arrow(name) for name in view.inputs}
             computed.update(ondemand.run(view, inputs, data, plan.full_feature_names))
-        return Frame(plan, views, entities, computed, request.length, self._dtype)
+        return Frame(plan, views, request.column, computed, request.length, self._dtype)
 
 
 def _plan_key(features: Features, full_feature_names: bool) -> _PlanKey:
@@ -242,7 +247,7 @@ def _request(plan: Plan, entities: Mapping[str, Any], request_data: Mapping[str,
                 f"{', '.join(plan.request_names) or '(none)'}"
             )
     scalars: dict[str, Any] = {}
-    arrays: dict[str, pa.Array] = {}
+    arrays: dict[str, Any] = {}
     for name, value in given.items():
         if _is_scalar(value):
             scalars[name] = value
@@ -268,7 +273,9 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _as_array(name: str, values: Any) -> pa.Array:
+def _as_array(name: str, values: Any) -> Any:
+    if isinstance(values, np.ndarray) and values.dtype == np.int64 and values.ndim == 1:
+        return values  # keys are laid out from it as it is
     try:
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from feast import utils
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.online_response import OnlineResponse
@@ -108,14 +109,16 @@ class ViewRead:
             place_of = np.zeros(count, dtype=np.int64)
             for index, rows in enumerate(places):
                 place_of[list(rows)] = index
-            return cls(table, features, Question(layout, keys, oldest), place_of)
+            return cls(
+                table, features, Question(layout, pa.array(keys, pa.binary()), oldest), place_of
+            )
         columns = {
             name: [getattr(value, fields[name]) for value in column]
             for name, column in values.items()
         }
         count = len(next(iter(columns.values())))
         encoded = layout.keys.of_columns(columns, count).dictionary_encode()
-        unique: list[bytes] = encoded.dictionary.to_pylist()
+        unique = encoded.dictionary
         place_of = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(table, features, Question(layout, unique, oldest), place_of)
 

@@ -275,34 +275,44 @@ class RowSchema:
             If a row was written under a schema that is not among those given, or is
             shorter than its schema says.
         """
-        blank = self.blank
-        present = [blank if row is None else row for row in rows]
-        head = self._head_of(present)
-        if head is None:
+        present: Sequence[Any] = rows
+        if None in rows:
+            blank = self.blank
+            present = [blank if row is None else row for row in rows]
+        decoded = self._decode(present)
+        if decoded is None:
             from feastpack.evolution import translate  # it decodes rows with this class
 
-            present = translate(self, present, schemas or {})
-            head = self._head_of(present)
-        if head is None:
+            decoded = self._decode(translate(self, present, schemas or {}))
+        if decoded is None:
             raise RowFormatError(_truncated(self))
-        tail = _boundaries(self, head, present) if self.variable_count else None
-        return Rows(self, head, tail)
+        return decoded
 
-    def _head_of(self, rows: Sequence[bytes]) -> BytesArray | None:
-        """Return the fixed parts as a matrix; None unless all rows are of this schema.
-
-        Joined heads can be viewed as a matrix only if all rows are at least as long as the
-        fixed part. That is known only of this schema's rows, but it follows row by row: the
-        first fingerprint is where it is in every row, and if it is ours the row's fixed
-        part has our length, so the second one is where we look for it too, and so on.
-        """
-        size = self.fixed_bytes
-        joined = b"".join([row[:size] for row in rows] if self.variable_count else rows)
-        if len(joined) != size * len(rows):
+    def _decode(self, rows: Sequence[bytes]) -> Rows | None:
+        """Decode rows; None unless all of them are of this schema."""
+        n, size = len(rows), self.fixed_bytes
+        joined = b"".join(rows)
+        if not self.variable_count:
+            # All rows are of this length if they are of this schema, and they are if their
+            # fingerprints say so: the first is where we look in any row, and if it is ours
+            # the row has our length, so the second is where we look for it too, and so on.
+            if len(joined) != size * n:
+                return None
+            head = np.frombuffer(joined, dtype=np.uint8).reshape(n, size)
+            return Rows(self, head, None) if self._is_mine(head) else None
+        lengths: IntArray = np.fromiter(map(len, rows), dtype=np.int64, count=n)
+        if n and lengths.min() < size:
             return None
-        head = _matrix(joined, len(rows))
-        mine = bool((_cells(head, _FINGERPRINT_AT, "<u4") == self.fingerprint).all())
-        return head if mine else None
+        starts = lengths.cumsum() - lengths
+        # Every place that a fixed part could begin at, without a copy; then those of the rows.
+        places = np.ndarray((max(len(joined) - size + 1, 0), size), np.uint8, joined, 0, (1, 1))
+        head = places[starts]
+        if not self._is_mine(head):
+            return None
+        return Rows(self, head, _boundaries(self, head, starts, lengths, joined))
+
+    def _is_mine(self, head: BytesArray) -> bool:
+        return bool((_cells(head, _FINGERPRINT_AT, "<u4") == self.fingerprint).all())
 
 
 class Rows:
@@ -366,31 +376,26 @@ class Rows:
 
     def variable(self, name: str) -> pa.BinaryArray:
         """Arrow array (n,) of a variable-width column's stored bytes, null where null."""
-        return self._pieces.take(self._places(name))
+        return self._cut([name], pa.binary())
 
-    def text(self, name: str) -> pa.StringArray:
-        """Arrow string array (n,) of a text column, null where null."""
-        return self._text_pieces.take(self._places(name))
+    def texts(self, names: Sequence[str]) -> pa.StringArray:
+        """Arrow string array (len(names) * n,) of text columns one after the other.
 
-    @cached_property
-    def _pieces(self) -> pa.BinaryArray:
-        return self._all_pieces(pa.binary())
+        Null where null. All columns are cut out at once; a slice of n values is a column.
+        """
+        # Text columns were text when they were packed: they need not be looked at again.
+        return self._cut(names, pa.string())
 
-    @cached_property
-    def _text_pieces(self) -> pa.StringArray:
-        # Only text columns are taken from it, and those were text when they were packed.
-        return self._all_pieces(pa.string())
-
-    def _all_pieces(self, kind: pa.DataType) -> pa.Array:
-        count = len(self) * (self.schema.variable_count + 1)
-        return pa.Array.from_buffers(kind, count, [None, *self._tail])
-
-    def _places(self, name: str) -> pa.Array:
-        stride = self.schema.variable_count + 1
-        first = self.schema.columns[name].place + 1
-        index = np.arange(first, len(self) * stride, stride, dtype=np.int32)
-        nulls = self.nulls(name)
-        return pa.array(index, mask=nulls) if nulls.any() else pa.array(index)
+    def _cut(self, names: Sequence[str], kind: pa.DataType) -> pa.Array:
+        n, stride = len(self), self.schema.variable_count + 1
+        pieces = pa.Array.from_buffers(kind, n * stride, [None, *self._tail])
+        first = np.array([self.schema.columns[name].place + 1 for name in names])
+        rows = np.arange(0, n * stride, stride)
+        index = (first[:, None] + rows).ravel()
+        if not self.any_null():
+            return pieces.take(pa.array(index))
+        nulls = np.concatenate([self.nulls(name) for name in names])
+        return pieces.take(pa.array(index, mask=nulls))
 
 
 def uniform_binary(matrix: BytesArray) -> pa.BinaryArray:
@@ -417,11 +422,6 @@ def _put(head: BytesArray, place: int, cells: npt.NDArray[Any]) -> None:
 def _cells(head: BytesArray, place: int, dtype: str) -> npt.NDArray[Any]:
     width = np.dtype(dtype).itemsize
     return head[:, place : place + width].view(dtype)[:, 0]
-
-
-def _matrix(joined: bytes, n: int) -> BytesArray:
-    width = len(joined) // n if n else 0
-    return np.frombuffer(joined, dtype=np.uint8).reshape(n, width)
 
 
 def _lengths(array: pa.Array) -> IntArray:
@@ -453,26 +453,26 @@ def blank_cells(column: Column, n: int) -> Any:
     return np.full(n, np.nan if dtype.kind == "f" else 0, dtype=dtype)
 
 
-def _boundaries(schema: RowSchema, head: BytesArray, rows: Sequence[bytes]) -> Any:
+def _boundaries(
+    schema: RowSchema, head: BytesArray, starts: IntArray, lengths: IntArray, joined: bytes
+) -> Any:
     """Return offsets and bytes of an Arrow array that holds all pieces of all rows.
 
     A row's pieces are its fixed part and its variable-width values in order. They follow
     each other without gaps, over all rows, which is just what Arrow's binary layout is: so
     column j is the elements j + 1, j + 1 + stride, ... and is cut out by one ``take``.
     """
-    n, count = len(rows), schema.variable_count
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=n)
-    starts = np.cumsum(lengths) - lengths
+    n, count = len(head), schema.variable_count
     table = head[:, HEADER_BYTES : HEADER_BYTES + 4 * count].view("<u4").astype(np.int64)
-    if not np.array_equal(table[:, -1] + schema.fixed_bytes, lengths):
+    if (table[:, -1] + schema.fixed_bytes != lengths).any():
         raise RowFormatError(_truncated(schema))
     offsets = np.empty(n * (count + 1) + 1, dtype=np.int32)
     grid = offsets[:-1].reshape(n, count + 1)
     grid[:, 0] = starts
     grid[:, 1] = starts + schema.fixed_bytes
     grid[:, 2:] = grid[:, 1:2] + table[:, :-1]
-    offsets[-1] = lengths.sum()
-    return pa.py_buffer(offsets), pa.py_buffer(b"".join(rows))
+    offsets[-1] = len(joined)
+    return pa.py_buffer(offsets), pa.py_buffer(joined)
 
 
 def _truncated(schema: RowSchema) -> str:

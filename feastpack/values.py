@@ -365,9 +365,14 @@ def to_arrow(rows: Rows, name: str) -> pa.Array:
     column = rows.schema.columns[name]
     if column.storage.kind is Kind.FIXED:
         return _cells_to_arrow(rows.cells(name), rows.nulls(name), column)
-    if column.storage.kind is Kind.TEXT and column.value_type not in _PARSED:
-        return rows.text(name)
+    if is_text(column):
+        return rows.texts([name])
     return _stored_to_arrow(rows.variable(name), column)
+
+
+def is_text(column: Column) -> bool:
+    """Whether a column's stored bytes are, as they are, what its Arrow string array holds."""
+    return column.storage.kind is Kind.TEXT and column.value_type not in _PARSED
 
 
 def as_declared(values: pa.Array | pa.ChunkedArray, column: Column) -> pa.Array:
