@@ -36,6 +36,28 @@ def test_what_is_packed_is_unpacked(sources):
         np.testing.assert_array_equal(before.scores, after.scores)
 
 
+@given(lists)
+def test_scores_are_left_out_only_where_that_is_asked_for(sources):
+    value = pack(sources, with_scores=False)
+    for before, after in zip(sources, unpack(value, len(sources)), strict=True):
+        np.testing.assert_array_equal(before.post_ids, after.post_ids)
+        assert after.post_ids.dtype == np.int32
+        assert np.isnan(after.scores).all()
+        assert len(after.scores) == len(after.post_ids)
+
+
+@pytest.mark.parametrize(("last", "bytes_per_id"), [(2**16 - 1, 2), (2**16, 4)])
+def test_ids_take_two_bytes_where_all_of_a_list_fit(last, bytes_per_id):
+    value = pack([listed([0, 1, last])], with_scores=False)
+    assert len(value) == 3 + 3 * bytes_per_id
+    assert unpack(value, 1)[0].post_ids.tolist() == [0, 1, last]
+
+
+def test_a_value_of_another_version_is_refused():
+    with pytest.raises(ValueError, match=r"found form 100, expected 0 to 3.*publish again"):
+        unpack(b"\x64\x00" + bytes(800), 1)
+
+
 @given(lists, st.data())
 def test_a_cut_value_is_refused(sources, data):
     value = pack(sources)
@@ -61,6 +83,12 @@ def test_users_read_their_own_generation_only(redis_client):
     assert read_list(redis_client, old, 7, 1)[0].post_ids.tolist() == [1, 2]
     assert read_list(redis_client, new, 7, 1)[0].post_ids.tolist() == [3]
     assert read_list(redis_client, new, 9, 1)[0].post_ids.tolist() == []
+
+
+def test_lists_without_scores_are_read_as_the_others(redis_client):
+    prefix = key_prefix("p", "g")
+    list(write_lists(redis_client, prefix, [(7, [listed([5, 2])])], with_scores=False))
+    assert read_list(redis_client, prefix, 7, 1)[0].post_ids.tolist() == [5, 2]
 
 
 def test_old_generations_are_deleted_and_other_projects_kept(redis_client):
