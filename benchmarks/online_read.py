@@ -3,11 +3,16 @@
 Run ``python -m benchmarks.online_read``. Results are compared before anything is timed.
 
 - ``floats``: 500 entities x 88 float features in 4 views (the shape of Feast's issue 6856)
-- ``strings``: 1 user (4 floats) and 500 posts with 8 string features
+- ``strings``: 1 user (4 floats) and 500 posts with 8 string features, to a matrix and Arrow
+  string arrays
+- ``strings_pandas``: the same to a pandas frame of Python strings, what ``to_df`` gives
 - ``api``: the request of ``floats`` through Feast's own ``get_online_features``
 - ``memory``: what Redis holds per row of the same data
 
-The floor is one MGET of the same bytes and the least code that turns them into arrays.
+The floor is one MGET of the same bytes, its command packed ahead, and the least code that
+makes the same thing of them: a matrix, Arrow arrays or a pandas frame. Stock is always timed
+up to ``to_df()``. Sides take turns over several rounds, each in a process of its own, and the
+median round counts; ``*_cpu_s`` is processor time of the client for the same work.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +46,9 @@ ENTITIES = 500
 STORED = 2000
 FLOAT_VIEWS, FLOATS_PER_VIEW = 4, 22
 TEXTS = 8
-REPEATS = {"stock": 7, "ours": 101, "floor": 101, "api": 15}
+REPEATS = {"stock": 5, "ours": 151, "floor": 151, "api": 9}
+ROUNDS = 3
+CASES = ("floats", "strings", "strings_pandas", "api")
 
 
 def definitions(folder: Path) -> list[Any]:
@@ -123,11 +132,15 @@ def write(folder: str, port: int, side: str) -> dict[str, Any]:
 
 def request(store: FeatureStore, case: str) -> tuple[list[str], dict[str, Any]]:
     """Features and entities of a case."""
-    names = ["texts", "profile"] if case == "strings" else [f"floats_{v}" for v in range(4)]
+    names = (
+        ["texts", "profile"] if case.startswith("strings") else [f"floats_{v}" for v in range(4)]
+    )
     views = [store.get_feature_view(name) for name in names]
     features = [f"{view.name}:{field.name}" for view in views for field in view.features]
     ids = np.random.default_rng(3).permutation(STORED)[:ENTITIES]
-    return features, {"post_id": ids, "user_id": 7} if case == "strings" else {"user_id": ids}
+    return features, {"post_id": ids, "user_id": 7} if case.startswith("strings") else {
+        "user_id": ids
+    }
 
 
 def as_feast_takes_it(entities: dict[str, Any]) -> dict[str, list[int]]:
@@ -136,6 +149,14 @@ def as_feast_takes_it(entities: dict[str, Any]) -> dict[str, list[int]]:
         name: value.tolist() if isinstance(value, np.ndarray) else [value] * ENTITIES
         for name, value in entities.items()
     }
+
+
+def timed(action: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Median wall time and mean processor time of an action, in seconds."""
+    action()
+    start = time.process_time()
+    seconds = median_seconds(action, repeats, warm_up=0)
+    return {"seconds": seconds, "cpu": (time.process_time() - start) / repeats}
 
 
 def through_feast(folder: str, port: int, side: str, case: str, repeats: int) -> dict[str, Any]:
@@ -148,42 +169,24 @@ def through_feast(folder: str, port: int, side: str, case: str, repeats: int) ->
         frame: pd.DataFrame = store.get_online_features(features, rows).to_df()
         return frame
 
-    seconds = median_seconds(read, repeats)
-    return {"seconds": seconds, "peak_mb": peak_mb(), "values": checksum(read())}
+    return {**timed(read, repeats), "peak_mb": peak_mb(), "values": checksum(read())}
 
 
 def through_reader(folder: str, port: int, case: str) -> dict[str, Any]:
-    """Time FeatureReader: to the matrix (floats) or to the columns (strings)."""
+    """Time FeatureReader up to what the case asks for."""
     store = feature_store(folder, port, "ours")
     reader = FeatureReader(store, registry_ttl_seconds=None)
     features, entities = request(store, case)
-    read = reader_action(reader, features, entities, case)
-    seconds = median_seconds(read, REPEATS["ours"])
-    to_pandas = median_seconds(lambda: reader.read(features, entities).to_pandas(), 51)
-    as_arrow = median_seconds(lambda: _arrow_columns(reader.read(features, entities)), 51)
+    times = timed(lambda: finished(reader.read(features, entities), case), REPEATS["ours"])
     frame = reader.read(features, entities)
-    return {
-        "seconds": seconds,
-        "to_arrow_s": as_arrow,
-        "to_pandas_s": to_pandas,
-        "peak_mb": peak_mb(),
-        "values": checksum(frame.to_pandas()),
-    }
+    return {**times, "peak_mb": peak_mb(), "values": checksum(frame.to_pandas())}
 
 
-def _arrow_columns(frame: Frame) -> list[pa.Array]:
-    return [frame.arrow(name) for name in frame.names if name not in frame.numeric_names]
-
-
-def reader_action(reader: FeatureReader, features: list[str], entities: Any, case: str) -> Any:
-    """What is timed of FeatureReader: to the matrix, and for strings to their columns too."""
-    texts = [name.partition(":")[2] for name in features if name.startswith("texts:")]
-
-    def read() -> Any:
-        frame = reader.read(features, entities)
-        return frame.matrix, [frame.column(name) for name in texts]
-
-    return read
+def finished(frame: Frame, case: str) -> Any:
+    """The form of a read that a case is about."""
+    if case.endswith("_pandas"):
+        return frame.to_pandas()
+    return frame.matrix, [frame.arrow(n) for n in frame.names if n not in frame.numeric_names]
 
 
 def floor(folder: str, port: int, case: str) -> dict[str, Any]:
@@ -192,43 +195,69 @@ def floor(folder: str, port: int, case: str) -> dict[str, Any]:
     reader = FeatureReader(store, registry_ttl_seconds=None)
     features, entities = request(store, case)
     plan = reader.prepare(features)
-    client: Any = redis.Redis(port=port)
     keys: list[bytes] = []
     for view in plan.views:
         values = {name: np.atleast_1d(entities[name]) for name in view.join_keys}
         count = len(next(iter(values.values())))
         keys += view.layout.keys.of_columns(values, count).to_pylist()
-    sizes = [view.layout.schema.fixed_bytes for view in plan.views]
+    connection: Any = redis.Redis(port=port).connection_pool.get_connection()
+    command = [b"".join(connection.pack_command("MGET", *keys))]
+    size = plan.views[0].layout.schema.fixed_bytes
 
-    def read_floats() -> Any:
-        joined = np.frombuffer(b"".join(client.mget(keys)), dtype=np.uint8)
-        cells = joined.reshape(FLOAT_VIEWS, ENTITIES, sizes[0])
-        end = HEADER_BYTES + 4 * FLOATS_PER_VIEW
-        blocks = cells[:, :, HEADER_BYTES:end].view("<f4")
-        return np.concatenate(list(blocks), axis=1).astype(np.float64)
+    def mget() -> list[bytes]:
+        connection.send_packed_command(command)
+        rows: list[bytes] = connection.read_response(disable_decoding=True)
+        return rows
 
-    def read_texts() -> Any:
-        rows = client.mget(keys)
-        start, columns = sizes[0], [np.empty(ENTITIES, dtype=object) for _ in range(TEXTS)]
-        for index, row in enumerate(rows[:ENTITIES]):
-            ends = np.frombuffer(row, dtype="<u4", count=TEXTS, offset=HEADER_BYTES).tolist()
-            at = start
-            for column, end in zip(columns, ends, strict=True):
-                column[index] = row[at : start + end].decode()
-                at = start + end
-        profile = np.frombuffer(rows[-1], dtype="<f4", count=4, offset=HEADER_BYTES)
-        return np.broadcast_to(profile, (ENTITIES, 4)).astype(np.float64), columns
+    def read() -> Any:
+        rows = mget()
+        if case == "floats":
+            return floats_of(rows, size)
+        matrix, texts = texts_of(rows, size)
+        if case == "strings":
+            return matrix, texts
+        columns = {f"p{i}": matrix[:, i] for i in range(4)}
+        objects = {f"text_{i}": text.to_numpy(False) for i, text in enumerate(texts)}
+        return pd.DataFrame({**entities, **objects, **columns}, copy=False)
 
-    bare = median_seconds(lambda: client.mget(keys), REPEATS["floor"])
-    read = read_texts if case == "strings" else read_floats
-    theirs = read()
-    ours = reader_action(reader, features, entities, case)()
-    if case == "strings":
-        np.testing.assert_array_equal(theirs[0], ours[0])
-        assert all((a == b).all() for a, b in zip(theirs[1], ours[1], strict=True))
+    theirs, ours = read(), finished(reader.read(features, entities), case)
+    if case == "strings_pandas":
+        assert checksum(theirs) == checksum(ours)
     else:
-        np.testing.assert_array_equal(theirs, ours[0])
-    return {"seconds": median_seconds(read, REPEATS["floor"]), "mget_s": bare}
+        np.testing.assert_array_equal(theirs[0], ours[0])
+        assert theirs[1] == ours[1]
+    return {**timed(read, REPEATS["floor"]), "mget": median_seconds(mget, REPEATS["floor"])}
+
+
+def floats_of(rows: list[bytes], size: int) -> tuple[Any, list[Any]]:
+    """The matrix of the float case from rows of ``size`` bytes."""
+    joined = np.frombuffer(b"".join(rows), dtype=np.uint8)
+    cells = joined.reshape(FLOAT_VIEWS, ENTITIES, size)
+    end = HEADER_BYTES + 4 * FLOATS_PER_VIEW
+    blocks = cells[:, :, HEADER_BYTES:end].view("<f4")
+    return np.concatenate(list(blocks), axis=1).astype(np.float64), []
+
+
+def texts_of(rows: list[bytes], size: int) -> tuple[Any, list[pa.StringArray]]:
+    """The matrix and the string arrays of the string cases; ``size``: of rows' fixed part."""
+    joined = b"".join(rows[:ENTITIES])
+    lengths = np.fromiter(map(len, rows[:ENTITIES]), dtype=np.int64, count=ENTITIES)
+    starts = lengths.cumsum() - lengths
+    end = HEADER_BYTES + 4 * TEXTS
+    ends = np.ndarray((len(joined) - end + 1, end), np.uint8, joined, 0, (1, 1))[starts]
+    offsets = np.empty(ENTITIES * (TEXTS + 1) + 1, dtype=np.int32)
+    grid = offsets[:-1].reshape(ENTITIES, TEXTS + 1)
+    grid[:, 0], grid[:, 1] = starts, starts + size
+    grid[:, 2:] = (starts + size)[:, None] + ends[:, HEADER_BYTES:].view("<u4")[:, :-1]
+    offsets[-1] = len(joined)
+    count = ENTITIES * (TEXTS + 1)
+    pieces = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(joined))
+    index = np.arange(1, TEXTS + 1)[:, None] + np.arange(0, len(offsets) - 1, TEXTS + 1)
+    texts = pieces.take(pa.array(index.ravel()))
+    profile = np.frombuffer(rows[-1], dtype="<f4", count=4, offset=HEADER_BYTES)
+    matrix = np.empty((ENTITIES, 4))
+    matrix[:] = profile
+    return matrix, [texts.slice(ENTITIES * i, ENTITIES) for i in range(TEXTS)]
 
 
 def checksum(frame: pd.DataFrame) -> list[str]:
@@ -241,48 +270,56 @@ def checksum(frame: pd.DataFrame) -> list[str]:
     return result
 
 
+def in_turns(sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Run every side ROUNDS times in processes of their own; the median of each number."""
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(ROUNDS):
+        for side, arguments in sides.items():
+            rounds[side].append(isolated(**arguments))
+    read = [one["values"] for side in ("stock", "ours") for one in rounds[side]]
+    assert all(values == read[0] for values in read), "stock and feastpack read different values"
+    return {
+        side: {
+            name: statistics.median(one[name] for one in results)
+            for name in results[0]
+            if name != "values"
+        }
+        for side, results in rounds.items()
+    }
+
+
 def compare(folder: str, port: int, case: str) -> dict[str, Any]:
-    """One case: stock, ours and the floor, each in its own process."""
+    """One case: stock, ours and the floor, in turns."""
     here = "benchmarks.online_read"
-    arguments: dict[str, Any] = {"folder": folder, "port": port, "case": case}
-    stock = isolated(f"{here}:through_feast", side="stock", repeats=REPEATS["stock"], **arguments)
-    ours = isolated(f"{here}:through_reader", **arguments)
-    assert stock["values"] == ours["values"], "stock and feastpack read different values"
-    least = isolated(f"{here}:floor", **arguments)
-    return rounded(
-        {
-            "case": case,
-            "stock_s": stock["seconds"],
-            "ours_s": ours["seconds"],
+    where: dict[str, Any] = {"folder": folder, "port": port, "case": case}
+    feast = {"function": f"{here}:through_feast", **where}
+    sides = {"stock": {**feast, "side": "stock", "repeats": REPEATS["stock"]}}
+    if case == "api":
+        sides["ours"] = {**feast, "side": "ours", "repeats": REPEATS["api"]}
+    else:
+        sides["ours"] = {"function": f"{here}:through_reader", **where}
+        sides["floor"] = {"function": f"{here}:floor", **where}
+    results = in_turns(sides)
+    stock, ours = results["stock"], results["ours"]
+    numbers = {
+        "stock_s": stock["seconds"],
+        "ours_s": ours["seconds"],
+        "ratio_stock": stock["seconds"] / ours["seconds"],
+        "stock_cpu_s": stock["cpu"],
+        "ours_cpu_s": ours["cpu"],
+        "ratio_stock_cpu": stock["cpu"] / ours["cpu"],
+        "stock_peak_mb": stock["peak_mb"],
+        "ours_peak_mb": ours["peak_mb"],
+    }
+    if "floor" in results:
+        least = results["floor"]
+        numbers |= {
             "floor_s": least["seconds"],
-            "mget_alone_s": least["mget_s"],
-            "ours_to_pandas_s": ours["to_pandas_s"],
-            "ours_to_arrow_s": ours["to_arrow_s"],
-            "ratio_stock": stock["seconds"] / ours["seconds"],
+            "floor_cpu_s": least["cpu"],
+            "mget_alone_s": least["mget"],
             "ratio_floor": ours["seconds"] / least["seconds"],
-            "stock_peak_mb": stock["peak_mb"],
-            "ours_peak_mb": ours["peak_mb"],
         }
-    )
-
-
-def compare_api(folder: str, port: int) -> dict[str, Any]:
-    """Feast's own interface on both stores."""
-    here = "benchmarks.online_read:through_feast"
-    arguments: dict[str, Any] = {"folder": folder, "port": port, "case": "floats"}
-    stock = isolated(here, side="stock", repeats=REPEATS["stock"], **arguments)
-    ours = isolated(here, side="ours", repeats=REPEATS["api"], **arguments)
-    assert stock["values"] == ours["values"], "stock and feastpack read different values"
-    return rounded(
-        {
-            "case": "api",
-            "stock_s": stock["seconds"],
-            "ours_s": ours["seconds"],
-            "ratio_stock": stock["seconds"] / ours["seconds"],
-            "stock_peak_mb": stock["peak_mb"],
-            "ours_peak_mb": ours["peak_mb"],
-        }
-    )
+    return {"case": case, **rounded(numbers)}
 
 
 def print_profile(folder: str, port: int) -> None:
@@ -309,8 +346,7 @@ def main() -> None:
             side: isolated(here, folder=folder, port=server.port, side=side)
             for side in ("stock", "ours")
         }
-        cases = [compare(folder, server.port, case) for case in ("floats", "strings")]
-        cases.append(compare_api(folder, server.port))
+        cases = [compare(folder, server.port, case) for case in CASES]
         if options.profile:
             print_profile(folder, server.port)
         memory = {
