@@ -72,6 +72,11 @@ COMMANDS = {
         "pipelines.settings:RecommendSettings",
         "pipelines.commands:recommend",
     ),
+    "lists": Command(
+        "All lists as parquet files: popular, personal, similar, content, final.",
+        "pipelines.settings:ListsSettings",
+        "pipelines.commands:lists",
+    ),
     "init": Command(
         "Propose a dataset description from your files.",
         "pipelines.settings:InitSettings",

@@ -16,10 +16,17 @@ from pipelines.job import context as job
 from pipelines.job import evaluate as evaluate_step
 from pipelines.job import features as features_step
 from pipelines.job import ingest as ingest_step
+from pipelines.job import lists as lists_files
 from pipelines.job import materialize as materialize_step
 from pipelines.job import publish as publish_step
 from pipelines.job import train as train_step
-from pipelines.settings import DatasetSettings, InitSettings, JobSettings, RecommendSettings
+from pipelines.settings import (
+    DatasetSettings,
+    InitSettings,
+    JobSettings,
+    ListsSettings,
+    RecommendSettings,
+)
 from serving.recommender import Answer, Recommender
 
 
@@ -85,6 +92,29 @@ def recommend(settings: RecommendSettings, console: Console) -> None:
     dataset = Dataset.read(job.description_path(settings))
     recommender = _recommender(Workspace(settings.home.resolve(), dataset.name))
     _print_answer(recommender.recommend(settings.user, settings.top, explain=True), console)
+
+
+def lists(settings: ListsSettings, console: Console) -> None:
+    """Write every list as a file; print what was written and how good such lists are."""
+    context = job.open_context(settings, console)
+    folder = (settings.output or context.workspace.root / "lists").resolve()
+    rows = lists_files.write_all(context, folder)
+    for name, count in rows.items():
+        console.print(f"{folder / f'{name}.parquet'}  {count:,} rows", highlight=False)
+    if lists_files.CONTENT not in rows:
+        console.print(
+            f"{lists_files.CONTENT}.parquet is left out: the description of "
+            f"{context.dataset.name} names neither topics nor text of posts",
+            highlight=False,
+        )
+    console.print()
+    console.print(lists_files.metrics_table(context))
+    console.print(
+        "These figures are of lists made in the same way from events before the test slice only; "
+        "the files are made from all events, so nothing is left to measure them on. Posts that "
+        "a user has an event with are never listed, so novelty is 1.",
+        highlight=False,
+    )
 
 
 def init(settings: InitSettings, console: Console) -> None:

@@ -98,6 +98,14 @@ class JobSettings(DatasetSettings):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
 
 
+class ListsSettings(JobSettings):
+    """Settings of `feastrank lists`: those of the job that it repeats, and where files go."""
+
+    output: Path | None = Field(
+        None, description="Folder of the files; by default lists/ in the dataset's state folder."
+    )
+
+
 class RecommendSettings(DatasetSettings):
     """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
 

@@ -116,13 +116,12 @@ def write_lists(
     yield written
 
 
-def read_list(
-    client: redis.Redis, prefix: str, user_id: int, sources: int
-) -> list[SourceList] | None:
-    """Return a user's lists, one per source; None if none are stored."""
+def read_list(client: redis.Redis, prefix: str, user_id: int, sources: int) -> list[SourceList]:
+    """Return a user's lists, one per source; empty lists if none are stored."""
     value = client.get(f"{prefix}{user_id}")
     if value is None:
-        return None
+        empty = SourceList(np.empty(0, np.int32), np.empty(0, np.float32))
+        return [empty] * sources
     if not isinstance(value, bytes):
         raise TypeError(f"candidate list of user {user_id}: {type(value)}, expected bytes")
     return unpack(value, sources)

@@ -10,9 +10,17 @@ import numpy as np
 import pyarrow as pa
 import threadpoolctl
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import identity
 
 from pipelines.candidates.interactions import Interactions
-from pipelines.candidates.protocol import Audience, Progress, fitted, load_state, save_state
+from pipelines.candidates.protocol import (
+    SIMILAR_POSTS,
+    Audience,
+    Progress,
+    fitted,
+    load_state,
+    save_state,
+)
 from pipelines.candidates.topk import top_k
 from pipelines.errors import GeneratorError
 from serving.openmp import ensure_openmp
@@ -111,6 +119,37 @@ class ALS:
             masked=audience.seen_by(rows) if exclude_seen else None,
         )
         return audience.candidates(users, top, self.name)
+
+    def similar(self, k: int) -> pa.Table:
+        """Return up to `k` posts of the nearest direction for every fitted post, by cosine.
+
+        Returns
+        -------
+        as `SIMILAR_POSTS`; a post whose vector is zero has no row.
+        """
+        audience = fitted(self._audience, self.name)
+        length = np.linalg.norm(self.post_factors, axis=1, keepdims=True)
+        unit = self.post_factors / np.maximum(length, np.finfo(np.float32).tiny)
+        nowhere = length[:, 0] == 0
+
+        def cosines(block: slice) -> NDArray[np.float32]:
+            scores: NDArray[np.float32] = unit[block] @ unit.T
+            scores[:, nowhere] = -np.inf
+            scores[nowhere[block]] = -np.inf
+            return scores
+
+        posts = len(audience.post_ids)
+        itself = identity(posts, dtype=bool, format="csr")
+        top = top_k(cosines, (posts, posts), k, masked=itself)
+        return pa.table(
+            {
+                "post_id": audience.post_ids[top.rows],
+                "similar_post_id": audience.post_ids[top.columns],
+                "score": top.scores,
+                "rank": top.ranks,
+            },
+            schema=SIMILAR_POSTS,
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``generator.json`` and ``state.npz`` into `folder`."""

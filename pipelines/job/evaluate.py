@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import reciprocal_rank_fusion
+from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.evaluation import report as r
 from pipelines.evaluation.calibration import Sigmoid, expected_calibration_error, reliability_bins
 from pipelines.evaluation.metrics import Evaluation, evaluate_lists, recall_curve, union_of_sources
@@ -20,7 +22,7 @@ from pipelines.evaluation.split import warm_and_cold_users
 from pipelines.job.context import STEPS, Context, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import data_docs, judge, results_folder
-from pipelines.job.train import TEST, TrainingFiles, named_slices, ranked
+from pipelines.job.train import TEST, TrainingFiles, named_slices, ranked, recommend_with
 from pipelines.ranking.training_set import LABEL, SLICE, encode
 from pipelines.steps import StepRecord, code_key, content_key, read_json
 from serving.bundle import current_generation, read_manifest
@@ -54,6 +56,26 @@ def report_of(context: Context) -> r.Report:
     return r.Report.model_validate_json(path.read_text(encoding="utf-8"))
 
 
+def measure_generator(context: Context, generator: CandidateGenerator) -> Evaluation:
+    """Measure a generator that is no source of the ranker, on the users and in the way of `run`.
+
+    It is fitted here, on what was before the test slice.
+
+    Raises
+    ------
+    MissingStepError
+        If the settings cut the test slice elsewhere than those of the training did.
+    """
+    evaluation = _Evaluation(context)
+    start = evaluation.slices.test.start
+    if context.record("train").facts["cuts"][-1] != start.isoformat():
+        raise context.missing("train", "was run with another test slice than these settings have")
+    warm, _ = warm_and_cold_users(evaluation.past["user_id"], evaluation.relevant["user_id"])
+    past = Interactions.from_table(evaluation.events).until(start)
+    lists = recommend_with(generator.fit(past), warm, context.settings)
+    return evaluation.measure(lists, warm)
+
+
 class _Evaluation:
     """One run of the step."""
 
@@ -61,7 +83,7 @@ class _Evaluation:
         self.context = context
         self.files = TrainingFiles(context.workspace.training)
         self.rng = np.random.default_rng(context.settings.seed)
-        events = ("user_id", "post_id", "event_time", "is_positive")
+        events = ("user_id", "post_id", "event_time", "is_positive", "weight")
         self.events = read_events(context.workspace.lake, *events)
         self.slices = slices_of(self.events, context.settings)
         test_start = pa.scalar(self.slices.test.start, pa.timestamp("us", tz="UTC"))
@@ -72,7 +94,7 @@ class _Evaluation:
     def run(self) -> Mapping[str, Any]:
         lists = self._lists()
         warm, cold = warm_and_cold_users(self.past["user_id"], self.relevant["user_id"])
-        of_warm = {name: self._measure(table, warm) for name, table in lists.items()}
+        of_warm = {name: self.measure(table, warm) for name, table in lists.items()}
         results = [r.ModelResult.of(n, _kind(n), e, rng=self.rng) for n, e in of_warm.items()]
         facts = self._facts(of_warm, results, len(warm))
         refusal = self._refusal(facts)
@@ -149,7 +171,8 @@ class _Evaluation:
     def _ranker_path(self) -> Path:
         return next(self.files.folder.glob("ranker.*"))
 
-    def _measure(self, lists: pa.Table, users: np.ndarray[Any, Any]) -> Evaluation:
+    def measure(self, lists: pa.Table, users: np.ndarray[Any, Any]) -> Evaluation:
+        """Evaluate lists on some users of the test slice."""
         chosen = pa.array(users)
         return evaluate_lists(
             lists.filter(pc.is_in(lists["user_id"], chosen)),
@@ -185,7 +208,7 @@ class _Evaluation:
         if not len(cold):
             return r.ColdUsers(users=0)
         # Who is unknown gets the popular list, in serving too.
-        measured = self._measure(lists["popular"], cold)
+        measured = self.measure(lists["popular"], cold)
         result = r.ModelResult.of("popular", "source", measured, rng=self.rng)
         return r.ColdUsers(users=len(cold), result=result)
 

@@ -126,6 +126,25 @@ class TestALSFindsStructure:
         own = [((user - 7) // 3) % 2 == ((post - 100) // 5) % 2 for user, post in found]
         assert np.mean(own) > 0.9
 
+    def test_similar_posts_are_those_of_the_largest_cosine(self):
+        interactions = Interactions.from_table(events(clustered_events(users=200)))
+        fitted = ALS(ALSSettings(factors=4, regularization=1.0)).fit(interactions)
+        table = fitted.similar(3)
+        unit = fitted.post_factors / np.linalg.norm(fitted.post_factors, axis=1, keepdims=True)
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, -np.inf)
+        best = np.argsort(-cosines, axis=1)[:, :3]
+        posts = interactions.post_ids
+        assert table["post_id"].to_pylist() == np.repeat(posts, 3).tolist()
+        assert table["similar_post_id"].to_pylist() == posts[best].ravel().tolist()
+        assert table["rank"].to_pylist() == [1, 2, 3] * len(posts)
+        expected = np.take_along_axis(cosines, best, axis=1).ravel()
+        np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
+
+    def test_the_only_post_is_similar_to_none(self):
+        fitted = ALS().fit(Interactions.from_table(events([(1, 5, 0, 1.0), (2, 5, 1, 1.0)])))
+        assert fitted.similar(10).num_rows == 0
+
     def test_threads_change_nothing(self):
         interactions = Interactions.from_table(events(clustered_events(users=500)))
         first = ALS(ALSSettings(regularization=0.1)).fit(interactions)
