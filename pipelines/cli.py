@@ -77,6 +77,11 @@ COMMANDS = {
         "pipelines.settings:ListsSettings",
         "pipelines.commands:lists",
     ),
+    "rollback": Command(
+        "Serve the generation before the published one again.",
+        "pipelines.settings:DatasetSettings",
+        "pipelines.commands:rollback",
+    ),
     "init": Command(
         "Propose a dataset description from your files.",
         "pipelines.settings:InitSettings",

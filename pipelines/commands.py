@@ -117,6 +117,19 @@ def lists(settings: ListsSettings, console: Console) -> None:
     )
 
 
+def rollback(settings: DatasetSettings, console: Console) -> None:
+    """Flip what is served to the generation before."""
+    dataset = Dataset.read(job.description_path(settings))
+    workspace = Workspace(settings.home.resolve(), dataset.name)
+    left, manifest = publish_step.roll_back(workspace)
+    console.print(
+        f"generation {manifest.generation} of {manifest.created} is served again, instead of "
+        f"{left}, which is kept until the next publication. `feastrank run` publishes what its "
+        "inputs make: change what was wrong first.",
+        highlight=False,
+    )
+
+
 def init(settings: InitSettings, console: Console) -> None:
     """Propose a description and say what was assumed."""
     if settings.output.exists() and not settings.force:

@@ -164,6 +164,17 @@ def open_current(bundles: Path, expected_contract_hash: str) -> tuple[Path, Mani
     if generation is None:
         raise BundleError(f"{bundles}: nothing is published; run `feastrank run`")
     folder = bundles / generation
+    return folder, verify(folder, expected_contract_hash)
+
+
+def verify(folder: Path, expected_contract_hash: str) -> Manifest:
+    """Return a generation's manifest if its files are whole and its ranker's inputs as expected.
+
+    Raises
+    ------
+    BundleError, ContractError
+        As in `open_current`.
+    """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         found = checksum(folder / name) if (folder / name).exists() else "no such file"
@@ -173,8 +184,59 @@ def open_current(bundles: Path, expected_contract_hash: str) -> tuple[Path, Mani
             )
     if manifest.contract_hash != expected_contract_hash:
         raise ContractError(
-            f"bundle {generation}: made for the ranker inputs {manifest.contract_hash[:12]}, the "
+            f"bundle {folder.name}: made for the ranker inputs {manifest.contract_hash[:12]}, the "
             f"feature repository has {expected_contract_hash[:12]}; run `feastrank run` to train "
             "on the features as they are now"
         )
-    return folder, manifest
+    return manifest
+
+
+def roll_back(
+    bundles: Path, expected_contract_hash: str, has_lists: Callable[[Manifest], bool]
+) -> tuple[str, Manifest]:
+    """Make the generation before the current one current again; nothing else is touched.
+
+    Parameters
+    ----------
+    has_lists
+        Whether a generation's candidate lists are complete in Redis.
+
+    Returns
+    -------
+    id of the generation that was current, manifest of the one that is.
+
+    Raises
+    ------
+    BundleError, ContractError
+        If there is no older generation, or it could not answer; the current one stays.
+    """
+    current = current_generation(bundles)
+    if current is None:
+        raise BundleError(f"{bundles}: nothing is published; run `feastrank run`")
+    previous = _before(bundles, current)
+    if previous is None:
+        raise BundleError(
+            f"{bundles}: no generation older than {current} is kept, so there is nothing to roll "
+            "back to; run `feastrank run` to publish another one"
+        )
+    manifest = verify(bundles / previous, expected_contract_hash)
+    if not has_lists(manifest):
+        raise BundleError(
+            f"bundle {previous}: its candidate lists are not complete in Redis, so it could not "
+            f"answer; {current} stays published. Run `feastrank run` to publish another one"
+        )
+    _point_to(bundles, previous)
+    return current, manifest
+
+
+def _before(bundles: Path, current: str) -> str | None:
+    """Return the latest generation published before the current one; None if none is kept."""
+    folders = [path.parent for path in bundles.glob(f"[!.]*/{MANIFEST}")]
+    published = {path.name: read_manifest(path).created for path in folders if path.name != current}
+    try:
+        until = read_manifest(bundles / current).created
+    except BundleError:
+        # A damaged generation is what one rolls back from: any other one will do.
+        until = "9999"
+    older = [(created, name) for name, created in published.items() if created < until]
+    return max(older)[1] if older else None

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from feature_repo.workspace import Workspace
 from pipelines.candidates.interactions import Interactions
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
 from pipelines.job.train import TrainingFiles, generators, recommend_with
 from pipelines.steps import StepRecord, code_key, content_key
+from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
 from serving.lists import SourceList, delete_generations, key_prefix, write_lists
 from serving.recommender import redis_of
@@ -28,6 +30,8 @@ NAME = "publish"
 # The published one and the one before it.
 GENERATIONS_KEPT = 2
 POPULAR = "popular"
+# Key after a generation's prefix; written once all its lists are.
+COMPLETE = "complete"
 
 
 def run(context: Context) -> StepRecord:
@@ -48,6 +52,26 @@ def run(context: Context) -> StepRecord:
     )
 
 
+def roll_back(workspace: Workspace) -> tuple[str, Manifest]:
+    """Serve the generation before the current one; see `serving.bundle.roll_back`.
+
+    Online features are not part of a generation: they stay as they were materialized last.
+
+    Raises
+    ------
+    MissingStepError, serving.errors.BundleError, serving.errors.ContractError
+        If there is nothing to go back to; the current generation stays.
+    """
+    store = open_store(workspace)
+    redis = redis_of(store)
+
+    def has_lists(manifest: Manifest) -> bool:
+        prefix = key_prefix(manifest.project, manifest.generation)
+        return bool(redis.exists(f"{prefix}{COMPLETE}"))
+
+    return bundle.roll_back(workspace.bundles, registered_contract(store).hash, has_lists)
+
+
 class _Publication:
     """One generation on its way out."""
 
@@ -63,7 +87,7 @@ class _Publication:
         """Whether the generation is the published one and its lists are in Redis."""
         return (
             current_generation(self.context.workspace.bundles) == self.generation
-            and self.redis.get(f"{self.prefix}complete") is not None
+            and self.redis.get(f"{self.prefix}{COMPLETE}") is not None
         )
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
@@ -75,7 +99,7 @@ class _Publication:
         written = bars.bar("lists into Redis")
         for done in write_lists(self.redis, self.prefix, _by_user(lists)):
             written(done, len(users))
-        self.redis.set(f"{self.prefix}complete", len(users))
+        self.redis.set(f"{self.prefix}{COMPLETE}", len(users))
         previous = current_generation(self.context.workspace.bundles)
         publish(
             self.context.workspace.bundles,
@@ -142,10 +166,11 @@ class _Publication:
     def _collect(self, previous: str | None) -> None:
         """Remove the generations that nobody reads any more."""
         kept = [self.generation, *([previous] if previous else [])][:GENERATIONS_KEPT]
-        delete_generations(self.redis, self.context.dataset.name, kept)
+        # Folders first: one whose lists are partly gone must not be rolled back to.
         for folder in self.context.workspace.bundles.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder)
+        delete_generations(self.redis, self.context.dataset.name, kept)
 
 
 def _by_user(lists: dict[str, pa.Table]) -> Iterator[tuple[int, list[SourceList]]]:

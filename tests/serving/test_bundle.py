@@ -2,16 +2,16 @@
 
 import pytest
 
-from serving.bundle import Manifest, current_generation, open_current, publish
+from serving.bundle import Manifest, current_generation, open_current, publish, roll_back
 from serving.errors import BundleError, ContractError
 
 
-def published(bundles, generation="g1", contract="c1", content="model"):
+def published(bundles, generation="g1", contract="c1", content="model", day=1):
     def manifest(files):
         return Manifest(
             generation=generation,
             project="p",
-            created="2024-01-01T00:00:00+00:00",
+            created=f"2024-01-{day:02}T00:00:00+00:00",
             contract={},
             contract_hash=contract,
             sources=["popular"],
@@ -84,3 +84,50 @@ def test_another_contract_is_refused(tmp_path):
     published(tmp_path, contract="c1")
     with pytest.raises(ContractError, match="made for the ranker inputs c1, the feature repo"):
         open_current(tmp_path, "c2")
+
+
+def rolled_back(bundles, *, complete=True, contract="c1"):
+    left, manifest = roll_back(bundles, contract, lambda _: complete)
+    return left, manifest.generation
+
+
+def test_rolling_back_points_to_the_generation_before_and_keeps_both(tmp_path):
+    # Names say nothing about the order.
+    for day, generation in enumerate(("b", "c", "a"), 1):
+        published(tmp_path, generation, day=day)
+    assert rolled_back(tmp_path) == ("a", "c")
+    assert open_current(tmp_path, "c1")[1].generation == "c"
+    assert rolled_back(tmp_path) == ("c", "b")
+    with pytest.raises(BundleError, match="no generation older than b is kept"):
+        rolled_back(tmp_path)
+    assert current_generation(tmp_path) == "b"
+    assert all((tmp_path / name / "manifest.json").exists() for name in "abc")
+
+
+def test_a_damaged_current_generation_can_be_rolled_back_from(tmp_path):
+    published(tmp_path, "g1", day=1)
+    (published(tmp_path, "g2", day=2) / "manifest.json").write_text("{", encoding="utf-8")
+    assert rolled_back(tmp_path) == ("g2", "g1")
+
+
+def test_what_could_not_answer_is_not_rolled_back_to(tmp_path):
+    with pytest.raises(BundleError, match="nothing is published"):
+        rolled_back(tmp_path)
+    first = published(tmp_path, "g1", day=1)
+    published(tmp_path, "g2", day=2)
+    with pytest.raises(BundleError, match="g1: its candidate lists are not complete in Redis"):
+        rolled_back(tmp_path, complete=False)
+    with pytest.raises(ContractError, match="bundle g1: made for the ranker inputs c1"):
+        rolled_back(tmp_path, contract="c2")
+    (first / "ranker.txt").write_text("tampered", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"ranker\.txt: sha256"):
+        rolled_back(tmp_path)
+    assert current_generation(tmp_path) == "g2"
+
+
+def test_an_interrupted_publication_is_no_generation_to_roll_back_to(tmp_path):
+    published(tmp_path, "g1", day=1)
+    (tmp_path / "g1").rename(tmp_path / ".staging-g1")
+    published(tmp_path, "g2", day=2)
+    with pytest.raises(BundleError, match="no generation older than g2"):
+        rolled_back(tmp_path)
