@@ -26,6 +26,7 @@ from feast import (
     RequestSource,
     ValueType,
 )
+from feast.aggregation import Aggregation
 from feast.errors import (
     FeatureNameCollisionError,
     RequestDataNotFoundInEntityDfException,
@@ -37,7 +38,9 @@ from feast.repo_config import MaterializationConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from offline_repository import local_store
 
+from feastpack import FeatureReader
 from feastpack.embedded import EmbeddedRedis
+from feastpack.errors import UnsupportedError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),
@@ -336,3 +339,21 @@ def test_pushed_rows_are_read(repository: Repository) -> None:
         return response.to_dict()["trips"]
 
     assert asyncio.run(push_and_read()) == [7]
+
+
+def test_aggregations_at_request_time_are_left_to_feast(repository: Repository) -> None:
+    view = stats_view(repository.source(stats()), trips=Int32)
+
+    @on_demand_feature_view(
+        sources=[view],
+        schema=[Field(name="sum_trips", dtype=Int64)],
+        aggregations=[Aggregation(column="trips", function="sum")],
+        mode="python",
+    )
+    def totals(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"sum_trips": inputs["trips"]}
+
+    store = repository.store(DRIVER, view, totals)
+    reader = FeatureReader(store, registry_ttl_seconds=None)
+    with pytest.raises(UnsupportedError, match=r"totals aggregates .*get_online_features"):
+        reader.read("totals:sum_trips", {"driver_id": [1]})
