@@ -303,17 +303,8 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def metrics_console(report: Report, cutoff: int = 10) -> Table:
     """Tabulate the lists for a terminal, best NDCG first; the ranked list stands out."""
-    test = report.run.spans[-1] if report.run.spans else None
-    since = f" from {test.start:%Y-%m-%d}" if test and report.run.has_clock else ""
-    table = Table(
-        title=f"{report.run.dataset}: {report.ranked.users:,} users{since}, first {cutoff} posts",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = list_table(f"{report.run.dataset}: {measured_users(report)}, first {cutoff} posts")
     shown = [name for name in _CONSOLE_METRICS if f"{name}@{cutoff}" in report.ranked.means]
-    table.add_column("list", no_wrap=True)
     for name in shown:
         table.add_column(page.METRIC_NAMES[name], justify="right", no_wrap=True)
     table.add_column("NDCG, 95 %", justify="right", no_wrap=True)
@@ -323,3 +314,18 @@ def metrics_console(report: Report, cutoff: int = 10) -> Table:
         cells.append(f"{interval.low:.3f}-{interval.high:.3f}" if interval else "-")
         table.add_row(result.name, *cells, style="bold" if result.kind == "ranked" else None)
     return table
+
+
+def list_table(title: str) -> Table:
+    """Return a terminal's table of lists, with the column of their names only."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("list", no_wrap=True)
+    return table
+
+
+def measured_users(report: Report) -> str:
+    """Say how many users were measured, and since when if the data have times."""
+    start = report.run.spans[-1].start if report.run.spans and report.run.has_clock else None
+    return f"{report.ranked.users:,} users" + (f" from {start:%Y-%m-%d}" if start else "")

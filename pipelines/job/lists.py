@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from feature_repo.contract import Contract, registered_contract
@@ -38,6 +37,7 @@ from pipelines.candidates.merge import merge_candidates
 from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.candidates.registry import make_generator
 from pipelines.errors import PipelineError
+from pipelines.evaluation.report import list_table, measured_users
 from pipelines.job.context import Context, Progresses, open_store, progress_bars
 from pipelines.job.evaluate import RANKED, measure_generator, report_of
 from pipelines.job.features import read_events
@@ -115,15 +115,7 @@ def metrics_table(context: Context) -> Table:
     content = content_generator(context.dataset, context.workspace)
     if content is not None:
         means[CONTENT] = measure_generator(context, content).means
-    start = report.run.spans[-1].start
-    table = Table(
-        title=f"Test slice from {start:%Y-%m-%d}, {report.ranked.users:,} users",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("list", no_wrap=True)
+    table = list_table(f"Test slice: {measured_users(report)}")
     for metric in METRICS:
         table.add_column(metric, justify="right", no_wrap=True)
     for name, values in means.items():
