@@ -77,6 +77,11 @@ COMMANDS = {
         "pipelines.settings:ListsSettings",
         "pipelines.commands:lists",
     ),
+    "serve": Command(
+        "The HTTP service: recommend, rank, features, metrics.",
+        "pipelines.settings:ServeSettings",
+        "pipelines.serve:serve",
+    ),
     "rollback": Command(
         "Serve the generation before the published one again.",
         "pipelines.settings:DatasetSettings",

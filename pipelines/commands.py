@@ -27,7 +27,8 @@ from pipelines.settings import (
     ListsSettings,
     RecommendSettings,
 )
-from serving.recommender import Answer, Recommender
+from serving.answer import Answer
+from serving.recommender import Recommender
 
 
 def ingest(settings: JobSettings, console: Console) -> None:
@@ -178,6 +179,8 @@ def _print_answer(answer: Answer, console: Console) -> None:
     known = "" if answer.is_known else " (unknown, so popular posts are ranked)"
     title = f"user {answer.user}{known}, answered in {answer.milliseconds:.0f} ms"
     console.print(f"\n[bold]{escape(title)}[/]", highlight=False)
+    if answer.degraded:
+        console.print(f"  degraded: {', '.join(answer.degraded)}", style="yellow", highlight=False)
     for place, one in enumerate(answer.recommendations, 1):
         console.print(f"  {place:>2}. {escape(one.title or one.post)}", highlight=False)
         if one.reason is not None:

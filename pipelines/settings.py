@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feature_repo import workspace
 from pipelines.features.embedding import EMBEDDED_MODEL
+from serving.settings import HttpSettings
 
 
 class CommandSettings(BaseSettings):
@@ -111,6 +112,10 @@ class RecommendSettings(DatasetSettings):
 
     user: str = Field(description="The user's id, as in the source.")
     top: int = Field(10, ge=1, le=1000, description="How many posts.")
+
+
+class ServeSettings(HttpSettings, DatasetSettings):
+    """Settings of `feastrank serve`, the HTTP service of one dataset."""
 
 
 class InitSettings(CommandSettings):

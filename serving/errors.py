@@ -7,7 +7,8 @@
     ├── MissingOpenMPError  the OpenMP runtime that LightGBM and implicit need is nowhere
     ├── ContractError       features and model do not agree on the ranker's inputs
     ├── BundleError         no published bundle, or one that is damaged
-    └── UnknownIdError      a user or post that the bundle does not know
+    ├── UnknownIdError      a user or post that the bundle does not know
+    └── OnlineStateError    lists or features that Redis should hold could not be read
 """
 
 
@@ -33,3 +34,20 @@ class BundleError(ServingError):
 
 class UnknownIdError(ServingError):
     """A user or post id that the published bundle does not know."""
+
+
+class OnlineStateError(ServingError):
+    """Lists or features that Redis should hold could not be read.
+
+    Parameters
+    ----------
+    reason
+        A word for answers and metrics: ``lists_unavailable``, ``lists_damaged`` or
+        ``features_unavailable``.
+    message
+        What failed.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,91 +1,37 @@
 """One request, from a user to a ranked list; reads Redis and the published bundle, nothing else."""
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import redis
 from feast import FeatureStore
 from numpy.typing import NDArray
 
 from feastpack import FeatureReader
+from feastpack.errors import FeastpackError
 from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import REQUEST_TIME
+from serving.answer import Answer, Reason, Recommendation
 from serving.bundle import Manifest, open_current
 from serving.candidates import Candidates, union
-from serving.errors import UnknownIdError
+from serving.connection import limit_waiting
+from serving.errors import ContractError, OnlineStateError, UnknownIdError
+from serving.ids import IdMap
 from serving.inputs import InputEncoder
 from serving.lists import SourceList, key_prefix, read_list
 from serving.ranker import Scorer, load_ranker
+from serving.rules import admitted, by_popularity
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Reason:
-    """Why a post stands where it stands.
-
-    Parameters
-    ----------
-    sources
-        Rank (1 is best) of the post in each candidate source that proposed it.
-    contributions
-        The inputs that moved the score most, with their SHAP values; largest first.
-    """
-
-    sources: dict[str, int]
-    contributions: list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended post.
-
-    Parameters
-    ----------
-    post
-        The source's id.
-    title
-        Its title; None if the source has none.
-    score
-        The ranker's score: comparable within one answer only.
-    reason
-        Why; None unless asked for.
-    """
-
-    post: str
-    title: str | None
-    score: float
-    reason: Reason | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one request.
-
-    Parameters
-    ----------
-    user
-        The source's id.
-    is_known
-        Whether the bundle knows the user; an unknown one gets the popular list, ranked.
-    generation
-        The bundle that answered.
-    recommendations
-        Best first.
-    milliseconds
-        Wall time.
-    """
-
-    user: str
-    is_known: bool
-    generation: str
-    recommendations: list[Recommendation]
-    milliseconds: float
+_NOTHING = SourceList(np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 class Recommender:
@@ -96,7 +42,10 @@ class Recommender:
     bundles
         Folder of the published generations.
     store
-        The dataset's feature store, on a `feastpack.PackedRedisOnlineStore`.
+        The dataset's feature store, on a `feastpack.PackedRedisOnlineStore`; its client is set
+        to the deadline.
+    redis_timeout_s
+        Deadline of each call of Redis; None waits as the connection string says.
 
     Raises
     ------
@@ -104,11 +53,16 @@ class Recommender:
         If there is no bundle that fits the feature repository.
     """
 
-    def __init__(self, bundles: Path, store: FeatureStore) -> None:
+    def __init__(
+        self, bundles: Path, store: FeatureStore, *, redis_timeout_s: float | None = None
+    ) -> None:
         folder, manifest = open_current(bundles, registered_contract(store).hash)
         self.manifest: Manifest = manifest
-        self._reader = FeatureReader(store)
         self._redis = redis_of(store)
+        if redis_timeout_s is not None:
+            limit_waiting(self._redis, redis_timeout_s)
+        self._reader = FeatureReader(store)
+        self._reader.prepare(manifest.contract["service"])
         self._prefix = key_prefix(manifest.project, manifest.generation)
         self._encoder = InputEncoder.load(folder / "categories.json", registered_contract(store))
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
@@ -120,11 +74,20 @@ class Recommender:
         self._titles = titles["title"]
         with np.load(folder / "popular.npz", allow_pickle=False) as popular:
             self._popular = SourceList(popular["post_ids"], popular["scores"])
+        self._popular_ids = self._popular.post_ids.astype(np.int64)
+        self._reported: str | None = None
 
     def recommend(
-        self, user: str, k: int = 10, *, now: datetime | None = None, explain: bool = False
+        self,
+        user: str,
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        now: datetime | None = None,
+        explain: bool = False,
     ) -> Answer:
-        """Return the best posts for a user.
+        """Return the best posts for a user; never fails because of Redis, see `Answer`.
 
         Parameters
         ----------
@@ -132,6 +95,9 @@ class Recommender:
             The source's id of the user; an unknown one is answered too.
         k
             How many posts, at least 1.
+        exclude, only
+            Posts left out, and posts that alone may be in the answer, see `serving.rules`; ids
+            that the bundle does not know change nothing.
         now
             The moment of the request; by default the moment that the bundle was made for, or
             the current time if it was made for live data.
@@ -140,20 +106,20 @@ class Recommender:
         """
         start = time.perf_counter()
         user_id = self._users.find(user)
-        candidates = self._candidates(user_id)
-        matrix = self._inputs(user_id, candidates, now or self._moment())
-        scores = self._ranker.predict(matrix)
-        best = np.lexsort((candidates.post_ids, -scores))[:k]
-        reasons = self._reasons(candidates, matrix, best) if explain else [None] * len(best)
-        recommendations = [
-            self._recommendation(int(candidates.post_ids[i]), float(scores[i]), reason)
-            for i, reason in zip(best, reasons, strict=True)
-        ]
-        elapsed = 1000 * (time.perf_counter() - start)
-        return Answer(user, user_id is not None, self.manifest.generation, recommendations, elapsed)
+        rule = self._dense(exclude), None if only is None else self._dense(only)
+        try:
+            proposed, degraded = self._candidates(user_id)
+            candidates = proposed.about(admitted(proposed.post_ids, *rule))
+            best = self._best(user_id, candidates, now or self._moment(), k, explain)
+            self._report(None)
+        except OnlineStateError as error:
+            self._report(error)
+            best = self._most_popular(admitted(self._popular_ids, *rule)[:k], explain)
+            degraded = (error.reason,)
+        return self._answer(user, user_id, best, degraded, start)
 
     def rank(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> Answer:
-        """Order given posts for a user; parameters as of `recommend`.
+        """Order given posts for a user, each once; parameters as of `recommend`.
 
         Raises
         ------
@@ -162,15 +128,17 @@ class Recommender:
         """
         start = time.perf_counter()
         user_id = self._users.find(user)
-        wanted = np.unique([self._known_post(post) for post in posts]).astype(np.int64)
-        candidates = self._candidates(user_id).about(wanted)
-        scores = self._ranker.predict(self._inputs(user_id, candidates, now or self._moment()))
-        order = np.lexsort((candidates.post_ids, -scores))
-        ordered = [
-            self._recommendation(int(candidates.post_ids[i]), float(scores[i]), None) for i in order
-        ]
-        elapsed = 1000 * (time.perf_counter() - start)
-        return Answer(user, user_id is not None, self.manifest.generation, ordered, elapsed)
+        wanted = np.array([self._known_post(post) for post in dict.fromkeys(posts)], np.int64)
+        try:
+            proposed, degraded = self._candidates(user_id)
+            candidates = proposed.about(np.sort(wanted))
+            ordered = self._best(user_id, candidates, now or self._moment(), len(wanted), False)
+            self._report(None)
+        except OnlineStateError as error:
+            self._report(error)
+            ordered = self._most_popular(by_popularity(wanted, self._popular_ids), explain=False)
+            degraded = (error.reason,)
+        return self._answer(user, user_id, ordered, degraded, start)
 
     def features(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> pa.Table:
         """Return the ranker's inputs for a user and posts, one row per post, as served.
@@ -179,23 +147,94 @@ class Recommender:
         ------
         UnknownIdError
             If a post is not in the bundle.
+        OnlineStateError
+            If Redis fails; there are no features then.
         """
         user_id = self._users.find(user)
         wanted = np.array([self._known_post(post) for post in posts], dtype=np.int64)
-        distinct = self._candidates(user_id).about(np.unique(wanted))
+        proposed, _ = self._candidates(user_id)
+        distinct = proposed.about(np.unique(wanted))
         table = self._columns(user_id, distinct, now or self._moment())
         return table.take(pa.array(np.searchsorted(distinct.post_ids, wanted)))
 
-    def _candidates(self, user_id: int | None) -> Candidates:
+    def is_redis_reachable(self) -> bool:
+        """Whether Redis answers within the deadline."""
+        try:
+            return bool(self._redis.ping())
+        except redis.exceptions.RedisError:
+            return False
+
+    def _report(self, error: OnlineStateError | None) -> None:
+        """Log when answers begin and cease to be degraded, not every one in between."""
+        reason = None if error is None else error.reason
+        if reason != self._reported:
+            self._reported = reason
+            if error is None:
+                logger.info("answers are ranked again")
+            else:
+                logger.warning("answers are degraded (%s): %s", reason, error)
+
+    def _candidates(self, user_id: int | None) -> tuple[Candidates, tuple[str, ...]]:
+        """Return what the sources propose, and why that is less than it should be."""
         sources = self.manifest.sources
-        nothing = SourceList(np.empty(0, np.int32), np.empty(0, np.float32))
-        lists = [nothing] * len(sources)
-        if user_id is not None:
-            lists = read_list(self._redis, self._prefix, user_id, len(sources))
+        lists = [_NOTHING] * len(sources) if user_id is None else self._lists(user_id)
         found = dict(zip(sources, lists, strict=True))
-        if all(not len(one.post_ids) for one in lists):
-            found["popular"] = self._popular
-        return union(found)
+        if any(len(one.post_ids) for one in lists):
+            return union(found), ()
+        found["popular"] = self._popular
+        return union(found), () if user_id is None else ("lists_missing",)
+
+    def _lists(self, user_id: int) -> list[SourceList]:
+        try:
+            return read_list(self._redis, self._prefix, user_id, len(self.manifest.sources))
+        except redis.exceptions.RedisError as error:
+            raise OnlineStateError("lists_unavailable", f"candidate lists: {error}") from error
+        except ValueError as error:
+            message = f"candidate lists of generation {self.manifest.generation}: {error}; publish"
+            raise OnlineStateError("lists_damaged", f"{message} again") from error
+
+    def _best(
+        self, user_id: int | None, candidates: Candidates, now: datetime, k: int, explain: bool
+    ) -> list[Recommendation]:
+        """Return the k candidates that the ranker likes most."""
+        if not len(candidates.post_ids):
+            return []
+        matrix = self._inputs(user_id, candidates, now)
+        scores = self._ranker.predict(matrix)
+        best = np.lexsort((candidates.post_ids, -scores))[:k]
+        reasons = self._reasons(candidates, matrix, best) if explain else [None] * len(best)
+        return [
+            self._recommendation(int(candidates.post_ids[i]), float(scores[i]), reason)
+            for i, reason in zip(best, reasons, strict=True)
+        ]
+
+    def _most_popular(self, post_ids: NDArray[np.int64], explain: bool) -> list[Recommendation]:
+        """Return posts as they stand, without the ranker and without Redis."""
+        places = {int(post_id): place for place, post_id in enumerate(self._popular_ids, 1)}
+        reasons = [
+            Reason({"popular": places[post_id]}, []) if explain else None
+            for post_id in post_ids.tolist()
+        ]
+        return [
+            self._recommendation(int(post_id), None, reason)
+            for post_id, reason in zip(post_ids, reasons, strict=True)
+        ]
+
+    def _answer(
+        self,
+        user: str,
+        user_id: int | None,
+        recommendations: list[Recommendation],
+        degraded: tuple[str, ...],
+        start: float,
+    ) -> Answer:
+        generation = self.manifest.generation
+        elapsed = 1000 * (time.perf_counter() - start)
+        return Answer(user, user_id is not None, generation, recommendations, elapsed, degraded)
+
+    def _dense(self, posts: Sequence[str]) -> NDArray[np.int64]:
+        found = [self._posts.find(post) for post in posts]
+        return np.array([post_id for post_id in found if post_id is not None], dtype=np.int64)
 
     def _columns(self, user_id: int | None, candidates: Candidates, now: datetime) -> pa.Table:
         rows = len(candidates.post_ids)
@@ -205,13 +244,21 @@ class Recommender:
             request[f"{source}_rank"] = candidates.ranks[source]
         # No entity has a negative id: an unknown user has null features, not another's.
         entities = {"user_id": -1 if user_id is None else user_id, "post_id": candidates.post_ids}
-        frame = self._reader.read(self.manifest.contract["service"], entities, request_data=request)
-        return frame.to_arrow()
+        service = self.manifest.contract["service"]
+        try:
+            return self._reader.read(service, entities, request_data=request).to_arrow()
+        except FeastpackError as error:
+            raise OnlineStateError("features_unavailable", f"{service}: {error}") from error
 
     def _inputs(
         self, user_id: int | None, candidates: Candidates, now: datetime
     ) -> NDArray[np.float32]:
-        return self._encoder.encode(self._columns(user_id, candidates, now))
+        columns = self._columns(user_id, candidates, now)
+        try:
+            return self._encoder.encode(columns)
+        except ContractError as error:
+            # The feature repository was changed under a running service.
+            raise OnlineStateError("features_unavailable", str(error)) from error
 
     def _moment(self) -> datetime:
         as_of = self.manifest.as_of
@@ -233,7 +280,9 @@ class Recommender:
             )
         return reasons
 
-    def _recommendation(self, post_id: int, score: float, reason: Reason | None) -> Recommendation:
+    def _recommendation(
+        self, post_id: int, score: float | None, reason: Reason | None
+    ) -> Recommendation:
         row = int(np.searchsorted(self._post_ids, post_id))
         return Recommendation(self._external[row].as_py(), self._titles[row].as_py(), score, reason)
 
@@ -245,35 +294,6 @@ class Recommender:
                 f"{self.manifest.generation}; publish again if it is new"
             )
         return post_id
-
-
-class IdMap:
-    """The source's ids to dense ids, by binary search in Arrow memory.
-
-    Parameters
-    ----------
-    external
-        Distinct strings in ascending order of their UTF-8 bytes.
-    dense
-        int64, aligned.
-    """
-
-    def __init__(self, external: pa.StringArray, dense: NDArray[np.int64]) -> None:
-        self._external = external
-        self._dense = dense
-
-    @classmethod
-    def read(cls, path: Path, column: str) -> "IdMap":
-        """Read the columns ``external_id`` and ``column`` of a parquet file."""
-        table = pq.read_table(path, columns=["external_id", column]).sort_by("external_id")
-        return cls(table["external_id"].combine_chunks(), table[column].to_numpy())
-
-    def find(self, external: str) -> int | None:
-        """Return the dense id; None if there is none."""
-        position = pc.search_sorted(self._external, external).as_py()
-        if position == len(self._external) or self._external[position].as_py() != external:
-            return None
-        return int(self._dense[position])
 
 
 def redis_of(store: FeatureStore) -> Any:

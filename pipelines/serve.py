@@ -1,0 +1,34 @@
+"""The command ``serve``: the HTTP service of one dataset."""
+
+from rich.console import Console
+
+from feature_repo.dataset import Dataset
+from feature_repo.workspace import Workspace
+from pipelines.job.context import description_path, open_store
+from pipelines.settings import ServeSettings
+from serving.app import create_app
+from serving.app import serve as answer_requests
+from serving.bundle import current_generation
+from serving.published import PublishedRecommender
+from serving.recommender import Recommender
+
+
+def serve(settings: ServeSettings, console: Console) -> None:
+    """Answer HTTP requests until told to stop."""
+    dataset = Dataset.read(description_path(settings))
+    workspace = Workspace(settings.home.resolve(), dataset.name)
+
+    def open_recommender() -> Recommender:
+        store = open_store(workspace)
+        timeout_s = settings.redis_timeout_ms / 1000
+        return Recommender(workspace.bundles, store, redis_timeout_s=timeout_s)
+
+    recommenders = PublishedRecommender(
+        open_recommender,
+        lambda: current_generation(workspace.bundles),
+        settings.bundle_check_seconds,
+    )
+    generation = recommenders.current().manifest.generation
+    address = f"http://{settings.host}:{settings.port}"
+    console.print(f"{dataset.name}: bundle {generation} at {address}", highlight=False)
+    answer_requests(create_app(recommenders, settings), settings)

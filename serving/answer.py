@@ -1,0 +1,73 @@
+"""What a request is answered with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a post stands where it stands.
+
+    Parameters
+    ----------
+    sources
+        Rank (1 is best) of the post in each candidate source that proposed it.
+    contributions
+        The inputs that moved the score most, with their SHAP values; largest first.
+    """
+
+    sources: dict[str, int]
+    contributions: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended post.
+
+    Parameters
+    ----------
+    post
+        The source's id.
+    title
+        Its title; None if the source has none.
+    score
+        The ranker's score, comparable within one answer only; None where posts stand in the
+        order of popularity because the ranker could not be asked.
+    reason
+        Why; None unless asked for.
+    """
+
+    post: str
+    title: str | None
+    score: float | None
+    reason: Reason | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one request.
+
+    Parameters
+    ----------
+    user
+        The source's id.
+    is_known
+        Whether the bundle knows the user; an unknown one gets the popular list, ranked.
+    generation
+        The bundle that answered.
+    recommendations
+        Best first.
+    milliseconds
+        Wall time.
+    degraded
+        Why the answer is worse than it should be: ``lists_missing`` (the user's lists are not in
+        Redis, so the popular list is ranked); ``lists_unavailable``, ``features_unavailable``
+        (Redis failed) or ``lists_damaged``, where the order is the bundle's popularity. Empty
+        when all is well.
+    """
+
+    user: str
+    is_known: bool
+    generation: str
+    recommendations: list[Recommendation]
+    milliseconds: float
+    degraded: tuple[str, ...] = ()

@@ -1,0 +1,229 @@
+"""The HTTP service: transport around `serving.recommender.Recommender`, and nothing else."""
+
+import math
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI, Query
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from serving.answer import Answer
+from serving.errors import OnlineStateError
+from serving.messages import (
+    MAX_LISTED,
+    Context,
+    ExternalId,
+    FeaturesAnswer,
+    Health,
+    PostFeatures,
+    Problem,
+    RankedAnswer,
+    RankRequest,
+    Readiness,
+    RecommendRequest,
+    Version,
+)
+from serving.metrics import Metrics
+from serving.problems import answer_errors, documented
+from serving.published import RecommenderProvider
+from serving.settings import HttpSettings
+from serving.transport import Limited, Measured
+
+_INVALID, _UNKNOWN, _TOO_LARGE = (
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+)
+
+
+def create_app(recommenders: RecommenderProvider, settings: HttpSettings) -> FastAPI:
+    """Return the ASGI application.
+
+    Parameters
+    ----------
+    recommenders
+        Where each request finds its recommender; started and closed with the application.
+    settings
+        Limits; where to listen is `serve`'s matter.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        recommenders.start()
+        yield
+        recommenders.close()
+
+    app = FastAPI(
+        title="feastrank",
+        summary="Recommendations from your Feast feature store.",
+        version=version("feastrank"),
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    service = _Service(recommenders)
+    service.add_to(app)
+    answer_errors(app)
+    app.add_middleware(Limited, max_bytes=1024 * settings.max_body_kib)
+    app.add_middleware(Measured, metrics=service.metrics)
+    _describe_problems(app)
+    return app
+
+
+def serve(app: FastAPI, settings: HttpSettings) -> None:
+    """Answer requests until told to stop (SIGINT or SIGTERM), then finish those under way."""
+    # uvicorn raises the signal again once it has stopped; by then there is nothing left to end,
+    # and who ends by a signal leaves without closing what it holds.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda *_: None)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+
+
+class _Service:
+    """The endpoints. They are plain functions: FastAPI runs each request in a thread."""
+
+    def __init__(self, recommenders: RecommenderProvider) -> None:
+        self.recommenders = recommenders
+        self.metrics = Metrics(lambda: recommenders.current().manifest.generation)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Register the endpoints."""
+        invalid = documented(_INVALID, _TOO_LARGE)
+        either = documented(_INVALID, _TOO_LARGE, _UNKNOWN)
+        app.post("/recommend", responses=invalid)(self.recommend)
+        app.post("/rank", responses=either)(self.rank)
+        app.get("/features", responses=documented(_INVALID, _UNKNOWN))(self.features)
+        app.get("/health")(self.health)
+        app.get("/ready")(self.ready)
+        app.get("/version")(self.version)
+        content = {"text/plain": {"schema": {"type": "string"}}}
+        app.get("/metrics", response_class=Response, responses={200: {"content": content}})(
+            self.prometheus
+        )
+
+    def recommend(self, request: RecommendRequest) -> RankedAnswer:
+        """Return the best posts for a user."""
+        answer = self.recommenders.current().recommend(
+            request.user_id,
+            request.k,
+            exclude=request.exclude,
+            only=request.only,
+            now=_moment(request.context),
+            explain=request.explain,
+        )
+        return self._ranked(answer)
+
+    def rank(self, request: RankRequest) -> RankedAnswer:
+        """Return given posts in the order that suits a user."""
+        answer = self.recommenders.current().rank(
+            request.user_id, request.post_ids, now=_moment(request.context)
+        )
+        return self._ranked(answer)
+
+    def features(
+        self,
+        user_id: Annotated[ExternalId, Query(examples=["42"])],
+        post_id: Annotated[
+            list[ExternalId], Query(min_length=1, max_length=MAX_LISTED, examples=[["50"]])
+        ],
+    ) -> FeaturesAnswer:
+        """Return the ranker's inputs for a user and posts, as served."""
+        recommender = self.recommenders.current()
+        degraded = self.recommenders.degraded
+        rows: list[PostFeatures] = []
+        try:
+            table = recommender.features(user_id, post_id)
+            inputs = [one["name"] for one in recommender.manifest.contract["inputs"]]
+            rows = _rows(table.select(inputs), post_id)
+        except OnlineStateError as error:
+            degraded = (error.reason, *degraded)
+        self.metrics.count_degraded(degraded)
+        generation = recommender.manifest.generation
+        return FeaturesAnswer(
+            user_id=user_id, bundle=generation, degraded=list(degraded), rows=rows
+        )
+
+    def health(self) -> Health:
+        """Say that the process is alive."""
+        return Health(status="ok")
+
+    def ready(self) -> Readiness:
+        """Say that requests are answered, and whether Redis is there to answer them well."""
+        reachable = self.recommenders.current().is_redis_reachable()
+        lost = () if reachable else ("redis_unreachable",)
+        return Readiness(ready=True, degraded=[*lost, *self.recommenders.degraded])
+
+    def version(self) -> Version:
+        """Say which bundle and which contract answer."""
+        manifest = self.recommenders.current().manifest
+        return Version(
+            feastrank=version("feastrank"),
+            project=manifest.project,
+            bundle=manifest.generation,
+            created=manifest.created,
+            contract_hash=manifest.contract_hash,
+            as_of=manifest.as_of,
+            data_window=manifest.data_window,
+            ranker=manifest.ranker,
+        )
+
+    def prometheus(self) -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    def _ranked(self, answer: Answer) -> RankedAnswer:
+        message = RankedAnswer.of(answer, self.recommenders.degraded)
+        self.metrics.count_degraded(message.degraded)
+        return message
+
+
+def _moment(context: Context | None) -> Any:
+    return None if context is None else context.time
+
+
+def _rows(table: pa.Table, posts: list[str]) -> list[PostFeatures]:
+    return [
+        PostFeatures(post_id=post, values={name: _json(value) for name, value in row.items()})
+        for post, row in zip(posts, table.to_pylist(), strict=True)
+    ]
+
+
+def _json(value: Any) -> Any:
+    """Return a value that JSON knows: it has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Add the problem's schema to the OpenAPI document; no endpoint returns it as its model."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, summary=app.summary, version=app.version, routes=app.routes
+            )
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas = document["components"]["schemas"]
+            schemas.update(schema.pop("$defs"))
+            schemas["Problem"] = schema
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,197 @@
+"""Requests and answers of the HTTP service, as its OpenAPI document shows them."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+
+from serving.answer import Answer
+
+MAX_RECOMMENDED = 1000
+MAX_LISTED = 1000
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+ExternalId = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+
+
+class Context(BaseModel):
+    """Circumstances of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    time: AwareDatetime | None = Field(
+        None,
+        ge=_EARLIEST,
+        lt=_LATEST,
+        description="Moment that the answer is for; by default the bundle's, or now.",
+    )
+
+
+class RecommendRequest(BaseModel):
+    """Asks for the best posts for a user."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"user_id": "42", "k": 3},
+                {"user_id": "42", "k": 3, "exclude": ["50"], "explain": True},
+            ]
+        },
+    )
+
+    user_id: ExternalId = Field(description="The source's id; unknown users are answered too.")
+    k: int = Field(
+        10, strict=True, ge=1, le=MAX_RECOMMENDED, description="How many posts, at most."
+    )
+    context: Context | None = Field(None, description="Circumstances of the request.")
+    exclude: list[ExternalId] = Field(
+        default_factory=list,
+        max_length=MAX_LISTED,
+        description="Posts that must not be in the answer.",
+    )
+    only: list[ExternalId] | None = Field(
+        None,
+        max_length=MAX_LISTED,
+        description="Posts that alone may be in the answer. It adds none: to order posts of "
+        "your own choice, use /rank.",
+    )
+    explain: StrictBool = Field(False, description="Whether each post comes with its reason.")
+
+
+class RankRequest(BaseModel):
+    """Asks for the order of given posts."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"user_id": "42", "post_ids": ["50", "100", "181"]}]},
+    )
+
+    user_id: ExternalId = Field(description="The source's id; unknown users are answered too.")
+    post_ids: list[ExternalId] = Field(
+        min_length=1, max_length=MAX_LISTED, description="Posts of the bundle."
+    )
+    context: Context | None = Field(None, description="Circumstances of the request.")
+
+
+class Explanation(BaseModel):
+    """Why a post stands where it stands."""
+
+    sources: dict[str, int] = Field(description="Rank in each source that proposed the post.")
+    contributions: dict[str, float] = Field(
+        description="The inputs that moved the score most, with their SHAP values."
+    )
+
+
+class RankedPost(BaseModel):
+    """One post of an answer."""
+
+    post_id: str = Field(description="The source's id.")
+    title: str | None = Field(description="Its title, if the source has one.")
+    score: float | None = Field(
+        description="Comparable within one answer; null where the order is popularity."
+    )
+    reason: Explanation | None = Field(None, description="Only if asked for.")
+
+
+class RankedAnswer(BaseModel):
+    """A ranked list."""
+
+    user_id: str = Field(description="As asked.")
+    is_known: bool = Field(description="Whether the bundle knows the user.")
+    bundle: str = Field(description="The generation that answered.")
+    degraded: list[str] = Field(
+        description="Why the answer is worse than it should be: lists_missing, "
+        "lists_unavailable, lists_damaged, features_unavailable, bundle_outdated. Empty when all "
+        "is well."
+    )
+    milliseconds: float = Field(description="Time taken, transport aside.")
+    posts: list[RankedPost] = Field(description="Best first.")
+
+    @classmethod
+    def of(cls, answer: Answer, degraded: tuple[str, ...]) -> "RankedAnswer":
+        """Put the recommender's answer, and why the service itself is degraded, into a message."""
+        posts = [
+            RankedPost(
+                post_id=one.post,
+                title=one.title,
+                score=one.score,
+                reason=None
+                if one.reason is None
+                else Explanation(
+                    sources=one.reason.sources, contributions=dict(one.reason.contributions)
+                ),
+            )
+            for one in answer.recommendations
+        ]
+        return cls(
+            user_id=answer.user,
+            is_known=answer.is_known,
+            bundle=answer.generation,
+            degraded=[*answer.degraded, *degraded],
+            milliseconds=round(answer.milliseconds, 3),
+            posts=posts,
+        )
+
+
+class PostFeatures(BaseModel):
+    """The ranker's inputs for one post."""
+
+    post_id: str = Field(description="The source's id.")
+    values: dict[str, Any] = Field(description="By feature; null where there is no value.")
+
+
+class FeaturesAnswer(BaseModel):
+    """The ranker's inputs, as served."""
+
+    user_id: str = Field(description="As asked.")
+    bundle: str = Field(description="The generation that answered.")
+    degraded: list[str] = Field(description="As of /recommend; without Redis there are no rows.")
+    rows: list[PostFeatures] = Field(description="One per post, in the order asked.")
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """The service answers requests."""
+
+    ready: bool = Field(description="True as soon as the service answers at all.")
+    degraded: list[str] = Field(
+        description="redis_unreachable, bundle_outdated; it answers all the same."
+    )
+
+
+class Version(BaseModel):
+    """What answers."""
+
+    feastrank: str = Field(description="Version of the service.")
+    project: str = Field(description="The Feast project.")
+    bundle: str = Field(description="The generation that answers.")
+    created: str = Field(description="When it was published.")
+    contract_hash: str = Field(description="Hash of the ranker's ordered inputs.")
+    as_of: str | None = Field(description="The moment that it answers for; null: the present.")
+    data_window: list[str] = Field(description="First and last event that it learned from.")
+    ranker: str = Field(description="The model's file.")
+
+
+class FieldProblem(BaseModel):
+    """One part of a request that is not as it should be."""
+
+    field: str = Field(description="Where, for instance body.k.")
+    message: str = Field(description="What is expected.")
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 describes it."""
+
+    type: str = Field(description="Kind of problem.")
+    title: str = Field(description="The same for all problems of the status.")
+    status: int = Field(description="The HTTP status.")
+    detail: str | None = Field(None, description="This occurrence, and what to do.")
+    errors: list[FieldProblem] | None = Field(None, description="The first parts at fault.")

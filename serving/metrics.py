@@ -1,0 +1,97 @@
+"""The service's metrics in Prometheus' text format.
+
+They are counted here and only rendered by prometheus_client: its own counters turn into files
+shared by all processes as soon as an environment variable is set, and importing Feast sets it.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics(Collector):
+    """Counts of one service; safe to use from several threads.
+
+    Parameters
+    ----------
+    bundle
+        Returns the id of the bundle that answers.
+    """
+
+    def __init__(self, bundle: Callable[[], str]) -> None:
+        self._bundle = bundle
+        self._guard = threading.Lock()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._degraded: Counter[str] = Counter()
+        # By endpoint: requests per bucket, the last one without a bound; and the sum of seconds.
+        self._buckets: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BOUNDS_S) + 1))
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def count_request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        with self._guard:
+            self._requests[endpoint, str(status)] += 1
+            self._buckets[endpoint][bisect_left(BOUNDS_S, seconds)] += 1
+            self._seconds[endpoint] += seconds
+
+    def count_degraded(self, reasons: Iterable[str]) -> None:
+        """Count one degraded answer under each of its reasons."""
+        with self._guard:
+            self._degraded.update(reasons)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; prometheus_client calls this."""
+        with self._guard:
+            yield from [self._requests_family(), self._seconds_family(), self._degraded_family()]
+        bundle = GaugeMetricFamily(
+            "feastrank_bundle", "1 for the bundle that answers.", labels=["bundle"]
+        )
+        bundle.add_metric([self._bundle()], 1)
+        yield bundle
+
+    def _requests_family(self) -> Metric:
+        family = CounterMetricFamily(
+            "feastrank_requests", "Requests answered.", labels=["endpoint", "status"]
+        )
+        for labels, count in self._requests.items():
+            family.add_metric(labels, count)
+        return family
+
+    def _degraded_family(self) -> Metric:
+        family = CounterMetricFamily(
+            "feastrank_degraded", "Degraded answers, by reason.", labels=["reason"]
+        )
+        for reason, count in self._degraded.items():
+            family.add_metric([reason], count)
+        return family
+
+    def _seconds_family(self) -> Metric:
+        family = HistogramMetricFamily(
+            "feastrank_request_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            labels=["endpoint"],
+        )
+        bounds = [*map(str, BOUNDS_S), "+Inf"]
+        for endpoint, counts in self._buckets.items():
+            cumulative = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([endpoint], cumulative, self._seconds[endpoint])
+        return family

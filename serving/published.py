@@ -1,0 +1,102 @@
+"""The recommender of the published generation, exchanged while requests are answered."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from feast.errors import FeastError
+
+from feastpack.errors import FeastpackError
+from serving.errors import ServingError
+from serving.recommender import Recommender
+
+logger = logging.getLogger(__name__)
+
+
+class RecommenderProvider(Protocol):
+    """What the HTTP service asks for the recommender of each request."""
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Why the recommender is not the one that it should be."""
+
+    def current(self) -> Recommender:
+        """Return the recommender to answer with."""
+
+    def start(self) -> None:
+        """Called when the service starts."""
+
+    def close(self) -> None:
+        """Called when the service stops."""
+
+
+class PublishedRecommender:
+    """Holds the recommender of the published generation.
+
+    A request keeps the recommender that it began with, so an exchange drops none; the lists of
+    the generation before stay in Redis until the one after next is published.
+
+    Parameters
+    ----------
+    open_recommender
+        Opens the published generation.
+    published
+        Returns the id of the published generation, None if there is none.
+    check_seconds
+        How often to look.
+
+    Raises
+    ------
+    ServingError, feast.errors.FeastError, feastpack.errors.FeastpackError
+        If the first generation cannot be opened.
+    """
+
+    def __init__(
+        self,
+        open_recommender: Callable[[], Recommender],
+        published: Callable[[], str | None],
+        check_seconds: float,
+    ) -> None:
+        self._open = open_recommender
+        self._published = published
+        self._check_seconds = check_seconds
+        self._current = open_recommender()
+        self._refused: str | None = None
+        self._stop = threading.Event()
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """``bundle_outdated`` while a newer generation is published that cannot be opened."""
+        return () if self._refused is None else ("bundle_outdated",)
+
+    def current(self) -> Recommender:
+        """Return the recommender of the newest generation that could be opened."""
+        return self._current
+
+    def refresh(self) -> None:
+        """Open what is published now; on failure the generation before keeps answering."""
+        try:
+            generation = self._published()
+            if generation == self._current.manifest.generation:
+                self._refused = None
+                return
+            self._current = self._open()
+            self._refused = None
+            logger.info("answering from bundle %s", self._current.manifest.generation)
+        except (ServingError, FeastError, FeastpackError, OSError) as error:
+            if self._refused != str(error):
+                logger.warning("the published bundle is not served: %s", error)
+            self._refused = str(error)
+
+    def start(self) -> None:
+        """Look for newer generations from now on, in a thread."""
+        threading.Thread(target=self._watch, name="published-bundle", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._check_seconds):
+            self.refresh()

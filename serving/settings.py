@@ -1,0 +1,28 @@
+"""Settings of the HTTP service; flags and environment variables fill them."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class HttpSettings(BaseSettings):
+    """Where the service listens, what it accepts and how long it waits."""
+
+    model_config = SettingsConfigDict(env_prefix="FEASTRANK_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65_535, description="TCP port to listen on.")
+    redis_timeout_ms: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Deadline of each call of Redis; then the bundle's popular list answers.",
+    )
+    max_body_kib: int = Field(
+        256, ge=1, le=16_384, description="Largest request body; a larger one gets status 413."
+    )
+    bundle_check_seconds: float = Field(
+        5, ge=0.05, le=3600, description="How often the service looks for a newer bundle."
+    )
+    shutdown_seconds: int = Field(
+        10, ge=1, le=600, description="How long requests under way may take once told to stop."
+    )
