@@ -1,5 +1,6 @@
 """The lake's tables as Ibis tables, on DuckDB or on any backend that holds the same tables."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class LakeTables:
 
 def connect(memory_limit: str = "4GB") -> ibis.BaseBackend:
     """Return a DuckDB backend in UTC that spills to disk beyond ``memory_limit``."""
+    # Ibis 12 calls what DuckDB 2 has renamed; users of features can do nothing about it.
+    warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
     backend = ibis.duckdb.connect()
     backend.raw_sql("SET TimeZone = 'UTC'")
     backend.raw_sql(f"SET memory_limit = '{memory_limit}'")
