@@ -20,7 +20,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -373,8 +372,10 @@ def _alive(pid: int) -> bool:
         if Path("/proc/self").exists():
             return False
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, 0)
             return True
+        return False
+    except ProcessLookupError:  # it ended between the opening of the file and its reading
         return False
     return state != "Z"
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -141,3 +142,13 @@ def test_no_program_is_said_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedRedisError, match="no redis-server found"):
         EmbeddedRedis(tmp_path / "redis")
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_not_alive():
+    for _ in range(50):
+        process = subprocess.Popen(["true"])
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        while embedded._alive(process.pid):
+            pass
+        reaper.join()
