@@ -66,11 +66,6 @@ class Workspace:
         return self.root / "training"
 
     @property
-    def models(self) -> Path:
-        """Fitted generators and rankers that are not published yet."""
-        return self.root / "models"
-
-    @property
     def bundles(self) -> Path:
         """Published generations and the pointer to the current one."""
         return self.root / "bundles"

@@ -5,6 +5,7 @@ columns a dataset has follows from its description: without a clock there are no
 impressions no rates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feature_repo.dataset import Dataset
@@ -67,7 +68,12 @@ def windows_days(dataset: Dataset) -> tuple[int, ...]:
 
 def window_names(dataset: Dataset) -> tuple[str, ...]:
     """Return column suffixes of the windows, lifetime last: ``1d``, ``7d``, ``lifetime``."""
-    return (*(f"{days}d" for days in windows_days(dataset)), LIFETIME)
+    return window_suffixes(windows_days(dataset))
+
+
+def window_suffixes(days: Sequence[int]) -> tuple[str, ...]:
+    """Return the column suffixes of sliding windows of so many days, lifetime last."""
+    return (*(f"{length}d" for length in days), LIFETIME)
 
 
 def measures(dataset: Dataset) -> tuple[Measure, ...]:

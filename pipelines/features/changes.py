@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import ibis
 import ibis.expr.types as ir
 
-from feature_repo.definitions.columns import LIFETIME
+from feature_repo.definitions.columns import LIFETIME, window_suffixes
 
 SECONDS_PER_DAY = 86_400
 
@@ -24,10 +24,6 @@ def day_of(time: ir.TimestampColumn) -> ir.IntegerColumn:
 def midnight_of(day: ir.IntegerColumn) -> ir.TimestampColumn:
     """Return the start of ``day`` (days since 1970-01-01) as timestamp[us, UTC]."""
     return (day * SECONDS_PER_DAY).as_timestamp("s").cast("timestamp('UTC', 6)")
-
-
-def _window_names(windows_days: Sequence[int]) -> list[str]:
-    return [*(f"{days}d" for days in windows_days), LIFETIME]
 
 
 def count_changes(
@@ -52,7 +48,7 @@ def count_changes(
     daily = events.group_by(key, day=day_of(events.event_time)).agg(
         **{name: column.cast("int64").sum() for name, column in measures.items()}
     )
-    columns = [(name, w) for name in measures for w in _window_names(windows_days)]
+    columns = [(name, w) for name in measures for w in window_suffixes(windows_days)]
     entering = daily.select(
         key, day=daily.day + 1, **{f"{name}_{w}": daily[name] for name, w in columns}
     )
@@ -88,7 +84,7 @@ def distinct_changes(
         since=seen.day - seen.day.lag().over(in_order),
         until=seen.day.lead().over(in_order) - seen.day,
     )
-    names = _window_names(windows_days)
+    names = window_suffixes(windows_days)
     zero = ibis.literal(0, "int64")
 
     def as_int(starts: ir.BooleanValue) -> ir.IntegerValue:
