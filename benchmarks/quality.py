@@ -37,11 +37,10 @@ from benchmarks.two_stage import (
     candidates,
     learn,
     propose,
-    ranked,
     shift,
-    within_user,
 )
 from feature_repo.workspace import home
+from pipelines.candidates.groups import are_among, ranked, standard_scores
 from pipelines.candidates.registry import GENERATORS
 from pipelines.evaluation.bootstrap import mean_intervals, paired_differences
 from pipelines.evaluation.metrics import Evaluation, evaluate_lists
@@ -108,7 +107,10 @@ class Run:
             for member in stages.get("rankers", DEFAULT_RANKERS)
         ]
         fitted = time.perf_counter()
-        votes = [within_user(self.part, ranker.predict(self.part.matrix)) for ranker in rankers]
+        votes = [
+            standard_scores(self.part.groups, ranker.predict(self.part.matrix))
+            for ranker in rankers
+        ]
         self.times["two_stage"] = (
             self.slice_seconds + fitted - start,
             time.perf_counter() - fitted,
@@ -126,10 +128,10 @@ class Run:
         found = {name: _top(_without(table, masked), K) for name, table in lists.items()}
         kept = np.ones(len(self.part.users), dtype=bool)
         if masked is not None:
-            kept = ~_in_pairs(self.part.users, self.part.posts, masked)
+            kept = ~are_among(self.part.users, self.part.posts, masked)
         users, posts = self.part.users[kept], self.part.posts[kept]
         for name, scores in self.scores.items():
-            stage = ranked(users, posts, scores[kept], K, name)
+            stage = ranked(users, posts, scores[kept], source=name, k=K)
             found[name] = pa.concat_tables([stage, self._cold(found["popular"])])
         return found
 
@@ -142,20 +144,14 @@ class Run:
 def _top(table: pa.Table, k: int) -> pa.Table:
     """Close the gaps in the ranks, and cut."""
     users, posts, scores = (np.asarray(table[name]) for name in ("user_id", "post_id", "score"))
-    return ranked(users, posts, scores, k, "") if len(users) else table
+    return ranked(users, posts, scores, source="", k=k)
 
 
 def _without(table: pa.Table, masked: pa.Table | None) -> pa.Table:
     if masked is None:
         return table
-    inside = _in_pairs(np.asarray(table["user_id"]), np.asarray(table["post_id"]), masked)
+    inside = are_among(np.asarray(table["user_id"]), np.asarray(table["post_id"]), masked)
     return table.filter(pa.array(~inside))
-
-
-def _in_pairs(users: Any, posts: Any, pairs: pa.Table) -> Any:
-    width = int(max(posts.max(initial=0), pc.max(pairs["post_id"]).as_py() or 0)) + 1
-    keys = np.asarray(pairs["user_id"]) * width + np.asarray(pairs["post_id"])
-    return np.isin(users * width + posts, keys)
 
 
 def evaluate(run: Run, masked: pa.Table | None = None) -> dict[str, Evaluation]:

@@ -36,14 +36,14 @@ from benchmarks.two_stage import (
     candidates,
     learn,
     propose,
-    ranked,
 )
 from feature_repo.workspace import home
+from pipelines.candidates.groups import ranked
 from pipelines.candidates.registry import GENERATORS, make_generator
 from pipelines.evaluation.metrics import evaluate_lists
 from pipelines.evaluation.split import PairSplit
 from pipelines.ranking.models import LightGBMSettings, make_ranker
-from pipelines.tuning import SPACES, Range, Space, Tuned, tune
+from pipelines.tuning import SPACES, Range, Space, Tuned, space_key, tune
 
 METRIC = "ndcg@10"
 DEFAULT = {"leaves": 5, "rounds": 150, "feature_share": 0.4, "least_rows_a_leaf": 100, "l2": 10.0}
@@ -51,7 +51,12 @@ DEFAULT_TRIALS = {"mult_vae": 8, "word2vec": 8, "bpr": 15, "popular": 15, "conte
 
 
 def tune_generator(
-    name: str, data: Data, splits: list[PairSplit], protocol: str, trials: int
+    name: str,
+    data: Data,
+    splits: list[PairSplit],
+    protocol: str,
+    trials: int,
+    seconds: float | None = None,
 ) -> Tuned:
     """Search one generator's settings on validation slices."""
     prepared = [(interactions_of(split), warm_test(split)) for split in splits]
@@ -64,13 +69,16 @@ def tune_generator(
 
     defaults = dataclasses.asdict(GENERATORS[name][1]())
     return tune(
-        f"{protocol}/{name}/v1",
+        f"{protocol}/{name}/{len(splits)} slices/{space_key(SPACES[name])}",
         SPACES[name],
         objective,
         storage=home() / "tuning" / "journal.log",
         trials=trials,
         first=[defaults],
-        progress=lambda number, value, settings: print(f"  {number} {value:.4f} {settings}"),
+        seconds=seconds,
+        progress=lambda number, value, settings: print(
+            f"  {number} {value:.4f} {settings}", flush=True
+        ),
     )
 
 
@@ -84,7 +92,7 @@ class Experiment:
 
     def measure(self, scores: Floats) -> float:
         """Return the metric of the lists that these scores make."""
-        lists = ranked(self.target.users, self.target.posts, scores, 10, "")
+        lists = ranked(self.target.users, self.target.posts, scores, source="", k=10)
         return evaluate_lists(lists, self.relevant, cutoffs=(10,)).means[METRIC]
 
 
@@ -127,7 +135,7 @@ def tune_second_stage(
     blended = tune(f"{version}/blend", space, blend, storage=storage, trials=150, first=[ones])
     print(f"{protocol} blend: {blended}", flush=True)
     best = tune(
-        f"{version}/lightgbm",
+        f"{version}/lightgbm/{space_key(SPACES['lightgbm'])}",
         SPACES["lightgbm"],
         ranker,
         storage=storage,
@@ -182,6 +190,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", choices=[[], *GENERATORS], help="default: all")
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
     parser.add_argument("--trials", type=int, help="trials of each model, earlier runs included")
+    parser.add_argument("--seconds", type=float, help="begin no trial of a model after so long")
     parser.add_argument("--slices", type=int, default=2, help="validation slices")
     parser.add_argument("--second-stage", action="store_true", help="tune blend and ranker")
     parser.add_argument("--label-slices", type=int, default=4, help="which the ranker learns on")
@@ -196,7 +205,7 @@ def main() -> None:
     for name in chosen.models or GENERATORS:
         start = time.perf_counter()
         trials = chosen.trials or DEFAULT_TRIALS.get(name, 30)
-        tuned = tune_generator(name, data, splits, chosen.protocol, trials)
+        tuned = tune_generator(name, data, splits, chosen.protocol, trials, chosen.seconds)
         write(chosen.protocol, name, tuned, chosen.slices, METRIC)
         seconds = time.perf_counter() - start
         print(f"{chosen.protocol} {name}: {tuned} in {seconds:.0f} s", flush=True)

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.protocols import Data, interactions_of, settings_for, users_of
+from pipelines.candidates.groups import Groups, are_among
 from pipelines.candidates.interactions import Interactions, positions
 from pipelines.candidates.merge import merge_candidates
-from pipelines.candidates.protocol import CANDIDATES
 from pipelines.candidates.registry import make_generator
 from pipelines.evaluation.split import PairSplit
 from pipelines.ranking.models import Ranker
@@ -65,9 +65,9 @@ class Slice:
     labels: npt.NDArray[np.int32]
 
     @property
-    def group_sizes(self) -> Ints:
-        """Rows of each user, in order."""
-        return np.unique(self.users, return_counts=True)[1]
+    def groups(self) -> Groups:
+        """Rows of each user."""
+        return Groups.of(self.users)
 
 
 def propose(
@@ -110,9 +110,7 @@ def candidates(split: PairSplit, lists: Lists, data: Data, protocol: str) -> Sli
     columns |= features(
         past, positions(users, interactions.user_ids), positions(posts, interactions.post_ids)
     )
-    n_posts = int(data.posts.num_rows) + 1
-    wanted = split.test["user_id"].to_numpy() * n_posts + split.test["post_id"].to_numpy()
-    labels = np.isin(users * n_posts + posts, wanted).astype(np.int32)
+    labels = are_among(users, posts, split.test).astype(np.int32)
     return Slice(users, posts, np.column_stack(list(columns.values())), tuple(columns), labels)
 
 
@@ -133,16 +131,14 @@ def _moments(interactions: Interactions, split: PairSplit, protocol: str) -> Int
 
 def _source_columns(merged: pa.Table, names: Sequence[str]) -> dict[str, Floats]:
     """Return each source's score, as a share of the user's best, and rank; and how they agree."""
-    users = np.asarray(merged["user_id"])
-    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
-    sizes = np.diff(np.append(starts, len(users)))
+    groups = Groups.of(np.asarray(merged["user_id"]))
     columns: dict[str, Floats] = {}
     for name in names:
         score = np.asarray(merged[f"{name}_score"].cast(pa.float32()).fill_null(np.nan))
         rank = np.asarray(merged[f"{name}_rank"].cast(pa.float32()).fill_null(np.nan))
-        best = np.maximum.reduceat(np.nan_to_num(score, nan=-np.inf), starts)
+        best = np.maximum.reduceat(np.nan_to_num(score, nan=-np.inf), groups.starts)
         columns[f"{name}_score"] = score
-        columns[f"{name}_below_best"] = np.repeat(best, sizes).astype(np.float32) - score
+        columns[f"{name}_below_best"] = groups.spread(best).astype(np.float32) - score
         columns[f"{name}_rank"] = rank
     ranks = np.column_stack([columns[f"{name}_rank"] for name in names])
     columns["rrf_score"] = np.asarray(merged["rrf_score"], dtype=np.float32)
@@ -156,47 +152,14 @@ def learn(ranker: Ranker, slices: Sequence[Slice]) -> Ranker:
     """Train on the groups of all slices that hold a hit among their candidates."""
     matrices, labels, sizes = [], [], []
     for part in slices:
-        groups = part.group_sizes
-        starts = np.cumsum(groups) - groups
-        useful = np.add.reduceat(part.labels, starts) > 0
-        rows = np.repeat(useful, groups)
+        groups = part.groups
+        useful = groups.having(part.labels > 0)
+        rows = groups.spread(useful)
         matrices.append(part.matrix[rows])
         labels.append(part.labels[rows])
-        sizes.append(groups[useful])
+        sizes.append(groups.sizes[useful])
     return ranker.fit(
         np.concatenate(matrices), np.concatenate(labels), np.concatenate(sizes), slices[0].names
-    )
-
-
-def within_user(part: Slice, scores: Floats) -> Floats:
-    """Return scores as z-scores among the user's candidates, so that models can be averaged."""
-    groups = part.group_sizes
-    starts = np.cumsum(groups) - groups
-    mean = np.add.reduceat(scores, starts) / groups
-    spread = np.sqrt(np.add.reduceat((scores - np.repeat(mean, groups)) ** 2, starts) / groups)
-    scaled: Floats = (scores - np.repeat(mean, groups)) / np.repeat(
-        np.maximum(spread, 1e-9), groups
-    )
-    return scaled
-
-
-def ranked(users: Ints, posts: Ints, scores: Floats, k: int, source: str) -> pa.Table:
-    """Return each user's k best as `CANDIDATES`; ties go to the lower post."""
-    order = np.lexsort((posts, -scores, users))
-    users, posts, scores = users[order], posts[order], scores[order]
-    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
-    sizes = np.diff(np.append(starts, len(users)))
-    rank = np.arange(len(users)) - np.repeat(starts, sizes) + 1
-    kept = rank <= k
-    return pa.table(
-        {
-            "user_id": users[kept],
-            "post_id": posts[kept],
-            "score": scores[kept].astype(np.float32),
-            "rank": rank[kept].astype(np.int32),
-            "source": pa.repeat(source, int(kept.sum())),
-        },
-        schema=CANDIDATES,
     )
 
 

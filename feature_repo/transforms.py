@@ -68,9 +68,10 @@ def request_features(inputs: Mapping[str, pd.Series]) -> dict[str, Floats]:
     for feature, user_vector in c.TOPIC_MATCHES.items():
         if user_vector in inputs and c.POST_TOPICS in inputs:
             features[feature] = dot(list(inputs[user_vector]), list(inputs[c.POST_TOPICS]))
-    for source in c.CANDIDATE_SOURCES:
-        features[c.candidate_score(source)] = numbers(f"{source}_score")
-        features[c.candidate_rank(source)] = numbers(f"{source}_rank")
-    ranks = np.stack([features[c.candidate_rank(source)] for source in c.CANDIDATE_SOURCES])
-    features[c.CANDIDATE_SOURCE_COUNT] = np.isfinite(ranks).sum(axis=0).astype(np.float64)
+    listed = np.zeros(len(now))
+    for source in c.sources_in(inputs):
+        features[c.candidate_score(source)] = numbers(c.source_score(source))
+        features[c.candidate_rank(source)] = rank = numbers(c.source_rank(source))
+        listed += np.isfinite(rank)
+    features[c.CANDIDATE_SOURCE_COUNT] = listed
     return features

@@ -61,6 +61,16 @@ class Workspace:
         return self.root / "dataset.toml"
 
     @property
+    def tuned(self) -> Path:
+        """Settings that `feastrank tune` found; see `feature_repo.tuned`."""
+        return self.root / "tuned.json"
+
+    @property
+    def tuning(self) -> Path:
+        """Trials of `feastrank tune`, and the examples that it looked at."""
+        return self.root / "tuning"
+
+    @property
     def training(self) -> Path:
         """The ranker's training set and the candidates that it was built from."""
         return self.root / "training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +69,14 @@ SPACES: dict[str, Space] = {
         "power": Range(0.5, 4.0),
     },
     "word2vec": {
-        "vector_size": (32, 64, 128),
-        "window": (5, 10, 30, 100),
-        "epochs": Range(5, 30),
+        "vector_size": (16, 32, 64, 128),
+        "window": Range(1, 100, log=True),
+        "epochs": Range(3, 60, log=True),
         "negative": Range(3, 20),
         "skip_gram": (False, True),
-        "ns_exponent": Range(-0.5, 1.0),
-        "alpha": Range(0.01, 0.1, log=True),
+        "ns_exponent": Range(-3.0, 3.0),
+        "min_count": Range(1, 20),
+        "alpha": Range(0.005, 0.1, log=True),
         "latest_posts": (1, 3, 10, 1000),
     },
     "content": {
@@ -112,6 +114,11 @@ SPACES: dict[str, Space] = {
 """What is searched for each generator and ranker; settings left out keep their defaults."""
 
 
+def space_key(space: Space) -> str:
+    """Return a short name of a space's content: trials under another one cannot go on with it."""
+    return hashlib.sha256(repr(sorted(space.items())).encode()).hexdigest()[:8]
+
+
 @dataclass(frozen=True)
 class Tuned:
     """The best settings found, their value, and how many trials were finished for it."""
@@ -130,6 +137,7 @@ def tune(
     trials: int,
     seed: int = 0,
     first: Iterable[Mapping[str, Any]] = (),
+    seconds: float | None = None,
     progress: Callable[[int, float, Mapping[str, Any]], None] | None = None,
 ) -> Tuned:
     """Maximise the mean of an objective's values.
@@ -152,6 +160,8 @@ def tune(
         Of the sampler (tree-structured Parzen estimator).
     first
         Settings tried first, such as the defaults.
+    seconds
+        No trial is begun after so long; running it again goes on.
     progress
         Called after each trial with its number, value and settings.
 
@@ -192,7 +202,7 @@ def tune(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = trials - len(found.get_trials(deepcopy=False, states=ended))
     if left > 0:
-        found.optimize(one, n_trials=left, callbacks=[report])
+        found.optimize(one, n_trials=left, timeout=seconds, callbacks=[report])
     complete = found.get_trials(deepcopy=False, states=ended[:1])
     if not complete:
         raise TuningError(f"study {study}: no trial was finished of {trials}; raise trials")

@@ -5,7 +5,7 @@ columns a dataset has follows from its description: without a clock there are no
 impressions no rates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from feature_repo.dataset import Dataset
@@ -30,7 +30,8 @@ TEXT_PCA = "post_text_pca"
 TEXT_CLUSTER = "text_cluster"
 
 REQUEST_TIME = "request_unix_time_s"
-CANDIDATE_SOURCES = ("popular", "als", "item_to_item")
+# Unless `feature_repo.tuned` names others.
+DEFAULT_SOURCES = ("popular", "als", "item_to_item")
 CANDIDATE_SOURCE_COUNT = "candidate_source_count"
 # Request-time feature -> the time that it counts days from.
 DAYS_SINCE = {
@@ -105,6 +106,24 @@ def user_attribute(name: str) -> str:
 def post_attribute(name: str) -> str:
     """Return the feature column of a declared post attribute."""
     return name if name.startswith("post_") else f"post_{name}"
+
+
+def source_score(source: str) -> str:
+    """Return the name under which a request says the score that a candidate source gave."""
+    return f"{source}_score"
+
+
+def source_rank(source: str) -> str:
+    """Return the name under which a request says the rank that a candidate source gave."""
+    return f"{source}_rank"
+
+
+def sources_in(names: Iterable[str]) -> list[str]:
+    """Return the candidate sources that a request speaks of, in alphabetical order."""
+    known = set(names)
+    ending = source_rank("")
+    sources = (name.removesuffix(ending) for name in known if name.endswith(ending))
+    return sorted(source for source in sources if source and source_score(source) in known)
 
 
 def candidate_score(source: str) -> str:

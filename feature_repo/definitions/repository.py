@@ -1,6 +1,7 @@
 """All Feast objects of one dataset."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from feature_repo.dataset import Dataset
 from feature_repo.definitions.entities import post, user
 from feature_repo.definitions.services import ranker_service
 from feature_repo.definitions.views import feature_views, request_view
+from feature_repo.tuned import TunedSettings
 from feature_repo.workspace import Workspace, home
 
 DEFAULT_DATASET = Path(__file__).parents[1] / "datasets" / "movielens_100k.toml"
@@ -30,21 +32,32 @@ def _configured() -> Path | None:
     return beside if beside is not None and beside.exists() else None
 
 
-def objects(dataset: Dataset | None = None, workspace: Workspace | None = None) -> list[Any]:
+def objects(
+    dataset: Dataset | None = None,
+    workspace: Workspace | None = None,
+    sources: Sequence[str] | None = None,
+) -> list[Any]:
     """Return project, entities, views and services of ``dataset``, by default the active one.
+
+    The candidate sources are by default those that hold for the active dataset, see
+    `feature_repo.tuned`.
 
     Raises
     ------
     feature_repo.dataset.DatasetError
-        If the description cannot be read.
+        If the description, or its tuned settings, cannot be read.
     """
+    described = dataset is not None
     dataset = dataset or Dataset.read(active_dataset())
     configured = _configured()
     # The state folder that the configuration lies in, wherever FEASTRANK_HOME points.
     state = home() if configured is None else configured.parents[1]
     workspace = workspace or Workspace(state, dataset.name)
     views = feature_views(dataset, workspace)
-    request = request_view(dataset, views)
+    if sources is None:
+        tuned = TunedSettings() if described else TunedSettings.of(active_dataset(), workspace)
+        sources = tuple(tuned.sources)
+    request = request_view(dataset, views, sources)
     # Feast refuses a project whose name differs from feature_store.yaml's, which is what stands
     # between a forgotten environment variable and another dataset's registry.
     project = Project(name=dataset.name, description=f"feastrank on {dataset.name}")

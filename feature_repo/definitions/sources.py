@@ -1,5 +1,7 @@
 """Where feature values come from: a parquet file per view, and the request itself."""
 
+from collections.abc import Sequence
+
 from feast import Field, FileSource, RequestSource
 from feast.types import Float64, Int64
 
@@ -16,12 +18,14 @@ def feature_table(workspace: Workspace, view: str) -> FileSource:
     )
 
 
-request = RequestSource(
-    name="request",
-    schema=[
-        Field(name=c.REQUEST_TIME, dtype=Int64),
-        *(Field(name=f"{source}_score", dtype=Float64) for source in c.CANDIDATE_SOURCES),
-        *(Field(name=f"{source}_rank", dtype=Float64) for source in c.CANDIDATE_SOURCES),
-    ],
-    description="The moment of the request, and what each candidate source says of the post.",
-)
+def request(sources: Sequence[str]) -> RequestSource:
+    """Return the source of what comes with a request, for these candidate sources."""
+    return RequestSource(
+        name="request",
+        schema=[
+            Field(name=c.REQUEST_TIME, dtype=Int64),
+            *(Field(name=c.source_score(source), dtype=Float64) for source in sources),
+            *(Field(name=c.source_rank(source), dtype=Float64) for source in sources),
+        ],
+        description="The moment of the request, and what each candidate source says of the post.",
+    )

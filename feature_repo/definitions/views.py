@@ -1,6 +1,6 @@
 """The feature views of a dataset; which exist, and their fields, follow from its description."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import FunctionType
 
@@ -154,18 +154,27 @@ def request_features(inputs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def request_view(dataset: Dataset, views: list[FeatureView]) -> OnDemandFeatureView:
-    """Return the on-demand view of the request-time features that the stored views allow."""
+def request_view(
+    dataset: Dataset, views: list[FeatureView], sources: Sequence[str] = c.DEFAULT_SOURCES
+) -> OnDemandFeatureView:
+    """Return the on-demand view of the request-time features that the stored views allow.
+
+    Parameters
+    ----------
+    sources
+        The candidate sources; each adds a score and a rank.
+    """
     wanted = {*c.DAYS_SINCE.values(), *c.TOPIC_MATCHES.values(), c.POST_TOPICS}
     available = {field.name for view in views for field in view.schema}
-    sources = [
+    stored = [
         view[[field.name for field in view.schema if field.name in wanted]]
         for view in views
         if any(field.name in wanted for field in view.schema)
     ]
+    names = _request_names(dataset, available, sources)
     decorate = on_demand_feature_view(
-        sources=[*sources, request],
-        schema=[Field(name=name, dtype=Float64) for name in _request_names(dataset, available)],
+        sources=[*stored, request(sources)],
+        schema=[Field(name=name, dtype=Float64) for name in names],
         mode="pandas",
         description="Features of user x post x moment.",
     )
@@ -175,7 +184,7 @@ def request_view(dataset: Dataset, views: list[FeatureView]) -> OnDemandFeatureV
     return view
 
 
-def _request_names(dataset: Dataset, available: set[str]) -> list[str]:
+def _request_names(dataset: Dataset, available: set[str], sources: Sequence[str]) -> list[str]:
     days = [
         name for name, since in c.DAYS_SINCE.items() if dataset.has_clock and since in available
     ]
@@ -183,8 +192,6 @@ def _request_names(dataset: Dataset, available: set[str]) -> list[str]:
         name for name, vector in c.TOPIC_MATCHES.items() if {vector, c.POST_TOPICS} <= available
     ]
     candidates = [
-        name(source)
-        for source in c.CANDIDATE_SOURCES
-        for name in (c.candidate_score, c.candidate_rank)
+        name(source) for source in sources for name in (c.candidate_score, c.candidate_rank)
     ]
     return [*days, *topics, *candidates, c.CANDIDATE_SOURCE_COUNT]

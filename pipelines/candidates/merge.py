@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.candidates.groups import Groups
 from pipelines.candidates.protocol import CANDIDATES
 from pipelines.errors import GeneratorError
 
@@ -84,7 +85,7 @@ def reciprocal_rank_fusion(merged: pa.Table, k: int) -> pa.Table:
             "user_id": users,
             "post_id": best["post_id"],
             "score": best["rrf_score"],
-            "rank": (_place_in_run(users) + 1).astype(np.int32),
+            "rank": (Groups.of(users).places() + 1).astype(np.int32),
             "source": pa.repeat("rrf", len(users)),
         },
         schema=CANDIDATES,
@@ -135,12 +136,5 @@ def _best_first(merged: pa.Table, k: int | None) -> pa.Table:
     users, posts = np.asarray(merged["user_id"]), np.asarray(merged["post_id"])
     order = np.lexsort((posts, -np.asarray(merged["rrf_score"]), users))
     if k is not None:
-        order = order[_place_in_run(users[order]) < k]
+        order = order[Groups.of(users[order]).places() < k]
     return merged.take(pa.array(order))
-
-
-def _place_in_run(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each value's place, from 0, in its run of equal values."""
-    starts = np.concatenate([[True], np.diff(values) != 0])[: len(values)]
-    first = np.nonzero(starts)[0]
-    return np.arange(len(values)) - np.repeat(first, np.diff(np.append(first, len(values))))

@@ -38,7 +38,7 @@ GENERATORS: dict[str, tuple[type[Any], type[Any]]] = {
 }
 """Name to generator and settings class; an entry here is all it takes to add one."""
 
-_TABLES = {EASE.name: ("posts",), Content.name: ("posts",), SegmentPopular.name: ("users",)}
+TABLES = {EASE.name: ("posts",), Content.name: ("posts",), SegmentPopular.name: ("users",)}
 """Which tables beside the interactions a generator takes."""
 
 
@@ -72,7 +72,7 @@ def make_generator(
             f"{name}: found unknown settings {unknown}, expected some of {allowed}"
         )
     tables = {"posts": posts, "users": users}
-    taken = {table: tables[table] for table in _TABLES.get(name, ())}
+    taken = {table: tables[table] for table in TABLES.get(name, ())}
     generator: CandidateGenerator = kind(settings_kind(**(settings or {})), **taken)
     return generator
 

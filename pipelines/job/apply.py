@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from feast import FeatureStore
@@ -11,6 +12,7 @@ from feast.feature_view import DUMMY_ENTITY
 
 from feature_repo.contract import contract_of, registered_contract
 from feature_repo.definitions.repository import objects
+from feature_repo.tuned import beside
 from pipelines.job.context import FEATURE_REPO, Context, open_store
 from pipelines.steps import StepRecord, code_key, content_key
 
@@ -26,6 +28,7 @@ def run(context: Context) -> StepRecord:
     key = content_key(
         NAME,
         context.dataset.fingerprint(),
+        context.tuned.hash,
         (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8"),
         code_key("feature_repo"),
     )
@@ -36,6 +39,8 @@ def run(context: Context) -> StepRecord:
         return workspace.registry.exists() and record.facts["contract"] == _registered(context)
 
     outputs = [workspace.feature_store_yaml, workspace.dataset_toml]
+    if _shipped_settings(context) is not None:
+        outputs.append(beside(workspace.dataset_toml))
     return context.step(NAME, key, outputs, lambda _: _apply(context), is_there=is_there)
 
 
@@ -52,8 +57,13 @@ def _apply(context: Context) -> Mapping[str, Any]:
     workspace.feature_store_yaml.write_text(_configuration(context), encoding="utf-8")
     if context.description.resolve() != workspace.dataset_toml.resolve():
         shutil.copyfile(context.description, workspace.dataset_toml)
+        # Feast's own commands then find the same settings beside the description's copy.
+        copy, shipped = beside(workspace.dataset_toml), _shipped_settings(context)
+        copy.unlink(missing_ok=True)
+        if shipped is not None:
+            shutil.copyfile(shipped, copy)
     store = open_store(workspace)
-    wanted = objects(context.dataset, workspace)
+    wanted = objects(context.dataset, workspace, context.sources)
     store.apply(wanted, objects_to_delete=_obsolete(store, wanted), partial=False)
     contract = contract_of(wanted[-1])
     if registered_contract(store).hash != contract.hash:
@@ -63,6 +73,12 @@ def _apply(context: Context) -> Mapping[str, Any]:
         "contract": contract.hash,
         "summary": f"{views} feature views, {len(contract.inputs)} ranker inputs",
     }
+
+
+def _shipped_settings(context: Context) -> Path | None:
+    """Return the tuned settings that came with the description, if there are any."""
+    place = beside(context.description)
+    return place if place.exists() else None
 
 
 def _configuration(context: Context) -> str:

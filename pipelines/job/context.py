@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions.repository import DEFAULT_DATASET
+from feature_repo.tuned import TunedSettings
 from feature_repo.workspace import Workspace
 from pipelines.errors import MissingStepError
 from pipelines.settings import DatasetSettings, JobSettings
@@ -34,7 +35,7 @@ Bar = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Context:
-    """One dataset's job: its settings, description, folders and records of steps."""
+    """One dataset's job: its settings, description, folders, records of steps, tuned settings."""
 
     settings: JobSettings
     dataset: Dataset
@@ -42,6 +43,7 @@ class Context:
     workspace: Workspace
     ledger: Ledger
     console: Console
+    tuned: TunedSettings
 
     def record(self, name: str) -> StepRecord:
         """Return the record of an earlier step.
@@ -57,6 +59,24 @@ class Context:
         for needed, key in record.facts.get("needs", {}).items():
             if self.record(needed).key != key:
                 raise self.missing(name, f"was run before the latest {needed}")
+        return record
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The candidate sources, in order."""
+        return tuple(self.tuned.sources)
+
+    def trained(self) -> StepRecord:
+        """Return the record of the step train.
+
+        Raises
+        ------
+        MissingStepError
+            As `record`, or if it was run with other tuned settings than hold now.
+        """
+        record = self.record("train")
+        if record.facts.get("tuned") != self.tuned.hash:
+            raise self.missing("train", "was run with other tuned settings than hold now")
         return record
 
     def missing(self, name: str, what: str) -> MissingStepError:
@@ -142,12 +162,13 @@ def open_context(settings: JobSettings, console: Console) -> Context:
     Raises
     ------
     feature_repo.dataset.DatasetError
-        If the description cannot be read.
+        If the description, or its tuned settings, cannot be read.
     """
     description = description_path(settings)
     dataset = Dataset.read(description)
     workspace = Workspace(settings.home.resolve(), dataset.name)
-    return Context(settings, dataset, description, workspace, Ledger(workspace.steps), console)
+    ledger, tuned = Ledger(workspace.steps), TunedSettings.of(description, workspace)
+    return Context(settings, dataset, description, workspace, ledger, console, tuned)
 
 
 def description_path(settings: DatasetSettings) -> Path:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.contract import registered_contract
-from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.groups import ranked
 from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import reciprocal_rank_fusion
 from pipelines.candidates.protocol import CandidateGenerator
@@ -22,8 +22,9 @@ from pipelines.evaluation.split import warm_and_cold_users
 from pipelines.job.context import STEPS, Context, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import data_docs, judge, results_folder
-from pipelines.job.train import TEST, TrainingFiles, named_slices, ranked, recommend_with
-from pipelines.ranking.training_set import LABEL, SLICE, encode
+from pipelines.job.sources import recommend_with
+from pipelines.job.train import TEST, TrainingFiles, named_slices
+from pipelines.ranking.training_set import LABEL, SLICE, encode, pairs_of
 from pipelines.steps import StepRecord, code_key, content_key, read_json
 from serving.bundle import current_generation, read_manifest
 from serving.inputs import InputEncoder
@@ -43,7 +44,7 @@ def run(context: Context) -> StepRecord:
 
     A model that its gate refuses leaves a report but no record, so that nothing publishes it.
     """
-    train = context.record("train")
+    train = context.trained()
     key = content_key(NAME, train.key, code_key("pipelines.evaluation", "pipelines.job.evaluate"))
     outputs = [context.workspace.reports / name for name in ("report.json", "report.html")]
     return context.step(NAME, key, outputs, lambda _: _Evaluation(context).run())
@@ -68,7 +69,7 @@ def measure_generator(context: Context, generator: CandidateGenerator) -> Evalua
     """
     evaluation = _Evaluation(context)
     start = evaluation.slices.test.start
-    if context.record("train").facts["cuts"][-1] != start.isoformat():
+    if context.trained().facts["cuts"][-1] != start.isoformat():
         raise context.missing("train", "was run with another test slice than these settings have")
     warm, _ = warm_and_cold_users(evaluation.past["user_id"], evaluation.relevant["user_id"])
     past = Interactions.from_table(evaluation.events).until(start)
@@ -158,9 +159,9 @@ class _Evaluation:
         self.ranker = load_ranker(self._ranker_path())
         scores = self.ranker.predict(self.examples.matrix)
         return {
-            RANKED: ranked(self.examples.keys, scores),
+            RANKED: ranked(*pairs_of(self.examples.keys), scores, source=RANKED),
             "rrf": reciprocal_rank_fusion(requests, max(CUTOFFS)),
-            **{source: _list_of(requests, source) for source in CANDIDATE_SOURCES},
+            **{source: _list_of(requests, source) for source in self.context.sources},
             POPULAR_ALL_TIME: pq.read_table(self.files.popular_all_time),
         }
 
@@ -197,7 +198,7 @@ class _Evaluation:
     ) -> tuple[r.RecallCurve, ...]:
         chosen = pa.array(warm)
         relevant = self.relevant.filter(pc.is_in(self.relevant["user_id"], chosen))
-        sources = {name: lists[name] for name in CANDIDATE_SOURCES}
+        sources = {name: lists[name] for name in self.context.sources}
         sources["union"] = union_of_sources(list(sources.values()))
         return tuple(
             r.RecallCurve(source=name, recall=tuple(recall_curve(table, relevant)))
@@ -213,7 +214,7 @@ class _Evaluation:
         return r.ColdUsers(users=len(cold), result=result)
 
     def _rankers(self) -> tuple[r.RankerTrial, ...]:
-        facts = self.context.record("train").facts
+        facts = self.context.trained().facts
         return tuple(
             r.RankerTrial(
                 name=name,

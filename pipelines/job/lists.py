@@ -28,21 +28,19 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from feature_repo.contract import Contract, registered_contract
-from feature_repo.dataset import Dataset
-from feature_repo.definitions.columns import TEXT_EMBEDDING
-from feature_repo.workspace import Workspace
 from pipelines.candidates.als import ALS
+from pipelines.candidates.content import Content
+from pipelines.candidates.groups import ranked
 from pipelines.candidates.interactions import Ids, Interactions, positions
 from pipelines.candidates.merge import merge_candidates
 from pipelines.candidates.protocol import CandidateGenerator
-from pipelines.candidates.registry import make_generator
 from pipelines.errors import PipelineError
 from pipelines.evaluation.report import list_table, measured_users
 from pipelines.job.context import Context, Progresses, open_store, progress_bars
 from pipelines.job.evaluate import RANKED, measure_generator, report_of
 from pipelines.job.features import read_events
-from pipelines.job.train import generators, ranked, recommend_with
-from pipelines.ranking.training_set import label_candidates, retrieve
+from pipelines.job.sources import generators, recommend_with
+from pipelines.ranking.training_set import label_candidates, pairs_of, retrieve
 from serving.bundle import open_current
 from serving.inputs import InputEncoder
 from serving.ranker import Scorer, load_ranker
@@ -51,8 +49,16 @@ TOP, SIMILAR = 100, 10
 # Their candidates and features are held at once.
 USERS_PER_BATCH = 1_000
 CONTENT = "content_recommendations"
+PERSONAL = "personal_als"
+# Generator -> its file.
+FILES = {ALS.name: PERSONAL, Content.name: CONTENT}
 # File -> the list of the evaluation that was made in the same way before the test slice.
-MEASURED = {"recommendations": RANKED, "personal_als": ALS.name, "top_popular": "popular"}
+MEASURED = {
+    "recommendations": RANKED,
+    PERSONAL: ALS.name,
+    CONTENT: Content.name,
+    "top_popular": "popular",
+}
 METRICS = ("precision@5", "recall@5", "coverage@5", "coverage@100", "novelty@5")
 STRANGER = np.array([-1])
 
@@ -69,6 +75,7 @@ def write_all(context: Context, folder: Path) -> dict[str, int]:
     PipelineError
         If the folder cannot be written.
     """
+    context.trained()
     context.record("publish")
     staging = folder / ".lists-staging"
     try:
@@ -91,30 +98,15 @@ def write_all(context: Context, folder: Path) -> dict[str, int]:
     return rows
 
 
-def content_generator(dataset: Dataset, workspace: Workspace) -> CandidateGenerator | None:
-    """Return the unfitted content generator: of topics, or else of text; None without either."""
-    if dataset.has_topics:
-        columns = ["post_id", "topics"]
-        posts = pq.read_table(workspace.lake / "posts", columns=columns)
-        return make_generator("content", posts=posts)
-    if not dataset.has_text:
-        return None
-    columns = ["post_id", TEXT_EMBEDDING]
-    texts = pq.read_table(workspace.feature_table("post_text"), columns=columns)
-    no_topics = pa.array([[]] * texts.num_rows, pa.list_(pa.string()))
-    return make_generator(
-        "content", {"text_weight": 1.0}, posts=texts.append_column("topics", no_topics)
-    )
-
-
 def metrics_table(context: Context) -> Table:
     """Tabulate the lists on the test slice: each fitted anew on what was before it."""
     report = report_of(context)
     results = {result.name: result.means for result in report.results}
-    means: dict[str, Mapping[str, float]] = {n: results[model] for n, model in MEASURED.items()}
-    content = content_generator(context.dataset, context.workspace)
-    if content is not None:
-        means[CONTENT] = measure_generator(context, content).means
+    means: dict[str, Mapping[str, float]] = {
+        name: results[model] for name, model in MEASURED.items() if model in results
+    }
+    for name, generator in _besides(context).items():
+        means[FILES.get(name, name)] = measure_generator(context, generator).means
     table = list_table(f"Test slice: {measured_users(report)}")
     for metric in METRICS:
         table.add_column(metric, justify="right", no_wrap=True)
@@ -122,6 +114,15 @@ def metrics_table(context: Context) -> Table:
         cells = (f"{values[m]:.4f}" if m in values else "-" for m in METRICS)
         table.add_row(name, *cells)
     return table
+
+
+def _besides(context: Context) -> dict[str, CandidateGenerator]:
+    """Return the unfitted generators that have a file and are no candidate source."""
+    names = [ALS.name]
+    if context.dataset.has_topics or context.dataset.has_text:
+        names.append(Content.name)
+    besides = [name for name in names if name not in context.sources]
+    return {generator.name: generator for generator in generators(context, besides)}
 
 
 class _Lists:
@@ -137,24 +138,23 @@ class _Lists:
         self.interactions = Interactions.from_table(events)
 
     def write(self) -> dict[str, int]:
-        settings, dataset = self.context.settings, self.context.dataset
         bar = self.bars.bar("final generators")
         fitted: dict[str, Any] = {}
-        sources = generators(settings, has_clock=dataset.has_clock)
-        for done, generator in enumerate(sources, 1):
+        besides = _besides(self.context).values()
+        wanted = [*generators(self.context), *besides]
+        for done, generator in enumerate(wanted, 1):
             fitted[generator.name] = generator.fit(self.interactions)
-            bar(done, len(sources))
+            bar(done, len(wanted))
         als, popular = fitted[ALS.name], fitted["popular"]
         tables = {
             "top_popular": iter([popular.recommend(STRANGER, TOP).drop_columns("user_id")]),
-            "personal_als": self._in_batches("personal_als", lambda u: als.recommend(u, TOP)),
+            PERSONAL: self._in_batches(PERSONAL, lambda u: als.recommend(u, TOP)),
             "similar": iter([als.similar(SIMILAR)]),
         }
-        content = content_generator(dataset, self.context.workspace)
-        if content is not None:
-            proposer = content.fit(self.interactions)
-            tables[CONTENT] = self._in_batches(CONTENT, lambda u: proposer.recommend(u, TOP))
-        final = _Final(self.context, list(fitted.values()))
+        if Content.name in fitted:
+            content = fitted[Content.name]
+            tables[CONTENT] = self._in_batches(CONTENT, lambda u: content.recommend(u, TOP))
+        final = _Final(self.context, [fitted[name] for name in self.context.sources])
         tables["recommendations"] = self._in_batches("recommendations", final.of)
         return {name: self._write(name, parts) for name, parts in tables.items()}
 
@@ -202,8 +202,8 @@ class _Final:
         candidates = merge_candidates(proposed)
         requests = label_candidates(candidates, unlabelled, at=self.moment, name="final")
         rows = retrieve(self.store, requests, self.contract)
-        lists = ranked(rows, self.ranker.predict(self.encoder.encode(rows)))
-        return lists.filter(pc.less_equal(lists["rank"], TOP))
+        scores = self.ranker.predict(self.encoder.encode(rows))
+        return ranked(*pairs_of(rows), scores, source="final", k=TOP)
 
 
 class _Outside:

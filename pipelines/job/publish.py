@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.contract import registered_contract
-from feature_repo.definitions.columns import CANDIDATE_SOURCES
 from feature_repo.workspace import Workspace
 from pipelines.candidates.interactions import Interactions
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
-from pipelines.job.train import TrainingFiles, generators, recommend_with
+from pipelines.job.sources import generators, recommend_with
+from pipelines.job.train import TrainingFiles
 from pipelines.steps import StepRecord, code_key, content_key
 from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
@@ -38,7 +38,7 @@ def run(context: Context) -> StepRecord:
     """Fit the generators on all events, write their lists, publish the judged ranker with them."""
     evaluate, materialize = context.record("evaluate"), context.record("materialize")
     contract = registered_contract(open_store(context.workspace))
-    if context.record("train").facts["contract"] != contract.hash:
+    if context.trained().facts["contract"] != contract.hash:
         raise context.missing("train", "was run for other ranker inputs than are applied now")
     key = content_key(
         NAME,
@@ -119,7 +119,7 @@ class _Publication:
     ) -> tuple[dict[str, pa.Table], pa.Table]:
         """Return each source's lists, and the popular list of somebody who has seen nothing."""
         bar = bars.bar("final generators")
-        fresh = generators(self.context.settings, has_clock=self.context.dataset.has_clock)
+        fresh = generators(self.context)
         lists = {}
         for position, generator in enumerate(fresh):
             fitted = generator.fit(interactions)
@@ -154,7 +154,7 @@ class _Publication:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             contract=contract.to_json(),
             contract_hash=contract.hash,
-            sources=list(CANDIDATE_SOURCES),
+            sources=list(self.context.sources),
             ranker=next(name for name in files if name.startswith("ranker.")),
             as_of=self.context.record("materialize").facts["as_of"],
             data_window=[str(ingest["first_time"]), str(ingest["last_time"])],
@@ -174,10 +174,10 @@ class _Publication:
 
 
 def _by_user(lists: dict[str, pa.Table]) -> Iterator[tuple[int, list[SourceList]]]:
-    """Yield each user with his lists in the order of `CANDIDATE_SOURCES`, best first."""
+    """Yield each user with his lists in the order of the sources, best first."""
     columns = {}
-    for source in CANDIDATE_SOURCES:
-        table = lists[source].sort_by([("user_id", "ascending"), ("rank", "ascending")])
+    for source, proposed in lists.items():
+        table = proposed.sort_by([("user_id", "ascending"), ("rank", "ascending")])
         columns[source] = (
             table["user_id"].to_numpy(),
             table["post_id"].to_numpy().astype(np.int32),

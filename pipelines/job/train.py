@@ -17,19 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from feature_repo.contract import Contract, registered_contract
-from feature_repo.definitions.columns import CANDIDATE_SOURCES
+from pipelines.candidates.groups import ranked
 from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import merge_candidates
-from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.candidates.registry import make_generator
 from pipelines.evaluation.metrics import evaluate_lists
 from pipelines.evaluation.split import Slices, TimeSlice, warm_and_cold_users
 from pipelines.job.context import Bar, Context, Progresses, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import judge
+from pipelines.job.sources import generators, recommend_with
 from pipelines.ranking.models import RANKERS, Ranker, make_ranker, prediction_cost_us
 from pipelines.ranking.training_set import (
     LABEL,
@@ -37,10 +36,10 @@ from pipelines.ranking.training_set import (
     Examples,
     encode,
     label_candidates,
+    pairs_of,
     retrieve,
     with_positives_only,
 )
-from pipelines.settings import JobSettings
 from pipelines.steps import StepRecord, code_key, content_key, write_json
 from serving.inputs import InputEncoder
 
@@ -99,28 +98,13 @@ def run(context: Context) -> StepRecord:
         apply.facts["contract"],
         [settings.candidates_per_source, settings.users_per_slice, settings.test_users],
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
+        context.tuned.hash,
         code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
+        code_key("pipelines.job.sources"),
     )
     return context.step(
         NAME, key, [context.workspace.training], lambda bars: _Training(context, bars).run()
     )
-
-
-def generators(settings: JobSettings, *, has_clock: bool) -> list[CandidateGenerator]:
-    """Return the unfitted generators, in the order of `CANDIDATE_SOURCES`."""
-    # Without a clock the age of an event means nothing.
-    chosen: dict[str, dict[str, Any]] = {name: {} for name in CANDIDATE_SOURCES}
-    chosen["als"] = {"seed": settings.seed}
-    if not has_clock:
-        chosen["popular"] = {"half_life_days": None}
-    return [make_generator(name, options) for name, options in chosen.items()]
-
-
-def recommend_with(
-    generator: CandidateGenerator, users: NDArray[np.int64], settings: JobSettings
-) -> pa.Table:
-    """Return a fitted generator's candidates, never a post that the user has an event with."""
-    return generator.recommend(users, settings.candidates_per_source)
 
 
 class _Training:
@@ -184,7 +168,7 @@ class _Training:
         self, past: Interactions, liked: pa.Table, bar: Bar, part: int, parts: int
     ) -> pa.Table:
         users = pc.unique(liked["user_id"]).sort().to_numpy()
-        fresh = generators(self.settings, has_clock=self.context.dataset.has_clock)
+        fresh = generators(self.context)
         tables = []
         for position, generator in enumerate(fresh):
             tables.append(recommend_with(generator.fit(past), users, self.settings))
@@ -218,13 +202,16 @@ class _Training:
         judged = encode(encoder, examples, [validation])
         truth = relevant.filter(pc.equal(relevant[SLICE], validation))
         bar = self.bars.bar("rankers")
+        names = tuple(self.context.tuned.rankers) or tuple(RANKERS)
         compared, scored = {}, {}
-        for position, name in enumerate(RANKERS):
+        for position, name in enumerate(names):
             start = time.monotonic()
-            ranker = self._fit(name, learnt, encoder, partial(_part, bar, position))
+            ranker = self._fit(name, learnt, encoder, partial(_part, bar, position, len(names)))
             seconds = time.monotonic() - start
             scores = ranker.predict(judged.matrix)
-            means = evaluate_lists(ranked(judged.keys, scores), truth, cutoffs=(10,)).means
+            means = evaluate_lists(
+                ranked(*pairs_of(judged.keys), scores, source=name), truth, cutoffs=(10,)
+            ).means
             compared[name] = {
                 "validation_ndcg@10": means["ndcg@10"],
                 "prediction_us_per_500_posts": prediction_cost_us(ranker, judged.matrix),
@@ -240,7 +227,8 @@ class _Training:
         encoder: InputEncoder,
         progress: Callable[[float], None] | None = None,
     ) -> Ranker:
-        return make_ranker(name, {"seed": self.settings.seed}).fit(
+        settings = {"seed": self.settings.seed, **self.context.tuned.rankers.get(name, {})}
+        return make_ranker(name, settings).fit(
             learnt.matrix,
             learnt.labels,
             learnt.group_sizes,
@@ -255,6 +243,7 @@ class _Training:
         liked = pc.sum(labelled[LABEL]).as_py()
         return {
             "contract": self.contract.hash,
+            "tuned": self.context.tuned.hash,
             "rows": labelled.num_rows,
             "positives": liked,
             "rankers": compared,
@@ -265,9 +254,9 @@ class _Training:
         }
 
 
-def _part(bar: Bar, position: int, share: float) -> None:
+def _part(bar: Bar, position: int, rankers: int, share: float) -> None:
     """Draw how far the ranker at ``position`` is, in percent of all rankers."""
-    bar(round(100 * (position + share)), 100 * len(RANKERS))
+    bar(round(100 * (position + share)), 100 * rankers)
 
 
 def _sampled(pairs: pa.Table, most_users: int, seed: int) -> pa.Table:
@@ -303,23 +292,3 @@ def recommendable(events: pa.Table, part: TimeSlice) -> pa.Table:
     )
     warm_and_cold_users(before["user_id"], new["user_id"])
     return new.sort_by([("user_id", "ascending"), ("post_id", "ascending")])
-
-
-def ranked(keys: pa.Table, scores: NDArray[np.float32]) -> pa.Table:
-    """Order each user's posts by score: user_id, post_id, score, rank (1 is best).
-
-    Ties are settled by post id, so that the order is the same everywhere.
-    """
-    users, posts = keys["user_id"].to_numpy(), keys["post_id"].to_numpy()
-    order = np.lexsort((posts, -scores, users))
-    users = users[order]
-    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1])[: len(users)])
-    sizes = np.diff(np.append(starts, len(users)))
-    return pa.table(
-        {
-            "user_id": users,
-            "post_id": posts[order],
-            "score": scores[order],
-            "rank": (np.arange(len(users)) - np.repeat(starts, sizes) + 1).astype(np.int32),
-        }
-    )

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from feature_repo.contract import Contract
 from feature_repo.definitions.columns import REQUEST_TIME
+from pipelines.candidates.groups import Groups, are_among
+from pipelines.candidates.interactions import Ids
 from serving.inputs import InputEncoder
 
 SLICE = "slice"
@@ -60,14 +62,11 @@ def label_candidates(
     -------
     the candidates with ``event_timestamp``, ``request_unix_time_s``, ``slice`` and ``label``.
     """
-    marked = relevant.select(["user_id", "post_id"]).group_by(["user_id", "post_id"]).aggregate([])
-    marked = marked.append_column(LABEL, pa.repeat(pa.scalar(1, pa.int8()), marked.num_rows))
-    joined = candidates.join(marked, ["user_id", "post_id"], join_type="left outer")
-    labels = pc.fill_null(joined[LABEL], pa.scalar(0, pa.int8()))
-    rows = joined.num_rows
+    liked = are_among(*pairs_of(candidates), relevant)
+    rows = candidates.num_rows
     moment = pa.scalar(at, pa.timestamp("us", tz="UTC"))
     return (
-        joined.set_column(joined.schema.get_field_index(LABEL), LABEL, labels)
+        candidates.append_column(LABEL, pa.array(liked.astype(np.int8)))
         .append_column("event_timestamp", pa.repeat(moment, rows))
         .append_column(REQUEST_TIME, pa.repeat(pa.scalar(int(at.timestamp()), pa.int64()), rows))
         .append_column(SLICE, pa.repeat(name, rows))
@@ -77,10 +76,15 @@ def label_candidates(
 
 def with_positives_only(requests: pa.Table) -> pa.Table:
     """Drop the users without a single label 1: no order of theirs is better than another."""
-    liked = requests.filter(pc.equal(requests[LABEL], 1)).select(["user_id", SLICE])
-    users = liked.group_by(["user_id", SLICE]).aggregate([])
-    kept = requests.join(users, ["user_id", SLICE], join_type="left semi")
-    return kept.sort_by([(n, "ascending") for n in (SLICE, "user_id", "post_id")])
+    ordered = requests.sort_by([(n, "ascending") for n in (SLICE, "user_id", "post_id")])
+    groups = Groups.of(np.asarray(ordered["user_id"]), np.asarray(ordered[SLICE]))
+    liked = groups.having(np.asarray(ordered[LABEL]) == 1)
+    return ordered.filter(pa.array(groups.spread(liked)))
+
+
+def pairs_of(table: pa.Table) -> tuple[Ids, Ids]:
+    """Return the columns ``user_id`` and ``post_id`` as int64 arrays."""
+    return np.asarray(table["user_id"]), np.asarray(table["post_id"])
 
 
 def retrieve(store: FeatureStore, requests: pa.Table, contract: Contract) -> pa.Table:
@@ -105,13 +109,10 @@ def encode(encoder: InputEncoder, examples: pa.Table, slices: Sequence[str]) -> 
     """Encode the examples of some slices; rows must be sorted by slice, user and post."""
     chosen = examples.filter(pc.is_in(examples[SLICE], pa.array(list(slices), pa.string())))
     keys = chosen.select(["user_id", "post_id", SLICE, LABEL])
-    users = chosen["user_id"].to_numpy()
-    names = chosen[SLICE].to_numpy()
-    starts = np.flatnonzero(np.append(True, (users[1:] != users[:-1]) | (names[1:] != names[:-1])))
-    sizes = np.diff(np.append(starts, len(users))) if len(users) else np.empty(0, np.int64)
+    groups = Groups.of(np.asarray(chosen["user_id"]), np.asarray(chosen[SLICE]))
     return Examples(
         keys,
         encoder.encode(chosen),
         chosen[LABEL].to_numpy().astype(np.float32),
-        sizes.astype(np.int64),
+        groups.sizes,
     )

@@ -24,9 +24,8 @@ from benchmarks.two_stage import (
     candidates,
     learn,
     propose,
-    ranked,
-    within_user,
 )
+from pipelines.candidates.groups import ranked, standard_scores
 from pipelines.candidates.registry import GENERATORS, make_generator
 from pipelines.ranking.models import make_ranker
 
@@ -118,7 +117,7 @@ def test_candidates_carry_labels_and_no_seen_post(data, protocol):
     lists = propose(split, data, {"models": {}}, sources=sources)
     part = candidates(split, lists, data, protocol)
     found = set(zip(part.users.tolist(), part.posts.tolist(), strict=True))
-    assert len(found) == len(part.users) == part.group_sizes.sum()
+    assert len(found) == len(part.users) == part.groups.sizes.sum()
     assert not found & pairs(split.train)
     assert part.labels.sum() == len(found & pairs(split.test)) > 0
     assert set(part.users.tolist()) <= set(warm_test(split)["user_id"].to_pylist())
@@ -139,13 +138,13 @@ def example():
 def test_blend_weighs_reciprocal_ranks():
     scores = blend_scores(example(), {"a": 1.0, "b": 0.5})
     assert scores[:3].tolist() == pytest.approx([1 / 11, 1 / 12 + 0.5 / 11, 0.5 / 12])
-    table = ranked(example().users, example().posts, scores, 2, "blend")
+    table = ranked(example().users, example().posts, scores, source="blend", k=2)
     assert table["post_id"].to_pylist() == [11, 13, 11, 10]
     assert table["rank"].to_pylist() == [1, 2, 1, 2]
 
 
 def test_scores_are_standardised_for_each_user():
-    scaled = within_user(example(), np.array([1, 2, 3, 4, 5, 5, 5, 5], np.float32))
+    scaled = standard_scores(example().groups, np.array([1, 2, 3, 4, 5, 5, 5, 5], np.float32))
     assert scaled[:4].mean() == pytest.approx(0, abs=1e-6)
     assert scaled[:4].std() == pytest.approx(1)
     assert scaled[4:].tolist() == [0, 0, 0, 0]

@@ -16,7 +16,7 @@ DAY = 86_400
 
 def inputs(**columns):
     sources = {
-        f"{s}_{what}": [np.nan, np.nan] for s in c.CANDIDATE_SOURCES for what in ("score", "rank")
+        f"{s}_{what}": [np.nan, np.nan] for s in c.DEFAULT_SOURCES for what in ("score", "rank")
     }
     return pd.DataFrame({c.REQUEST_TIME: [10 * DAY, 10 * DAY], **sources, **columns})
 

@@ -14,7 +14,7 @@ from tiny_feed import START, Row, make_feed
 
 from feastpack import FeatureReader
 from feature_repo.contract import registered_contract
-from feature_repo.definitions.columns import CANDIDATE_SOURCES, REQUEST_TIME
+from feature_repo.definitions.columns import DEFAULT_SOURCES, REQUEST_TIME
 from pipelines.job.context import open_store
 from pipelines.job.train import TEST, TrainingFiles
 from serving.recommender import Recommender
@@ -26,7 +26,7 @@ def requests_as_of(moment: datetime, users: int, posts: int) -> pd.DataFrame:
     pairs = [(u, p) for u in range(users) for p in rng.choice(posts, 6, replace=False)]
     frame = pd.DataFrame(pairs, columns=["user_id", "post_id"]).astype("int64")
     frame[REQUEST_TIME] = int(moment.timestamp())
-    for source in CANDIDATE_SOURCES:
+    for source in DEFAULT_SOURCES:
         listed = rng.random(len(frame)) < 0.7
         frame[f"{source}_score"] = np.where(listed, rng.random(len(frame)), np.nan)
         frame[f"{source}_rank"] = np.where(listed, rng.integers(1, 99, len(frame)), np.nan)

@@ -1,0 +1,73 @@
+"""The whole job with sources and rankers of a tuned file, from training to the answer."""
+
+import pytest
+from job_runner import Job
+from tiny_feed import make_feed
+
+from feature_repo.tuned import TunedSettings, beside
+from pipelines.job.context import open_store
+from serving.recommender import Recommender
+
+TUNED = TunedSettings(
+    sources={
+        "popular": {"half_life_days": 20.0},
+        "ease": {"regularization": 20.0, "topic_weight": 1.0},
+        "user_knn": {"neighbours": 10},
+        "content": {},
+    },
+    rankers={"lightgbm": {"rounds": 20, "leaves": 4}},
+)
+
+
+@pytest.fixture(scope="module")
+def tuned_job(tmp_path_factory):
+    job = Job.of(make_feed("tuned_feed"), tmp_path_factory.mktemp("tuned") / "home")
+    TUNED.write(beside(job.description))
+    outcome = job.do("run")
+    assert outcome.code == 0, outcome.err
+    yield job
+    job.close()
+
+
+def test_sources_and_rankers_of_the_file_are_trained_evaluated_and_served(tuned_job):
+    facts = tuned_job.facts("train")
+    assert list(facts["rankers"]) == ["lightgbm"]
+    assert facts["tuned"] == TUNED.hash
+    lists = {result["name"] for result in tuned_job.report()["results"]}
+    assert set(TUNED.sources) < lists
+    assert "als" not in lists
+    recommender = Recommender(tuned_job.workspace.bundles, open_store(tuned_job.workspace))
+    assert recommender.manifest.sources == list(TUNED.sources)
+    answer = recommender.recommend("u003", 5, explain=True)
+    assert set(answer.recommendations[0].reason.sources) <= set(TUNED.sources)
+    stranger = recommender.recommend("nobody", 5)
+    assert not stranger.degraded
+    assert len(stranger.recommendations) == 5
+
+
+def test_lists_are_written_though_als_is_no_source(tuned_job):
+    outcome = tuned_job.do("lists")
+    assert outcome.code == 0, outcome.err
+    assert "personal_als" in outcome.out
+    assert "content_recommendations" in outcome.out
+
+
+def test_changed_settings_repeat_what_depends_on_them_and_nothing_else(tuned_job):
+    changed = TUNED.model_copy(update={"rankers": {"lightgbm": {"rounds": 10, "leaves": 3}}})
+    changed.write(tuned_job.workspace.tuned)
+    refused = tuned_job.do("evaluate")
+    assert refused.code == 1
+    assert "train was run with other tuned settings than hold now" in refused.err
+    steps = tuned_job.do("run").steps
+    assert steps["ingest"] == steps["features"] == "unchanged"
+    assert "unchanged" not in (steps["train"], steps["evaluate"], steps["publish"])
+
+
+def test_unknown_settings_are_refused_before_anything_is_trained(new_job):
+    job = new_job(make_feed("wrong_feed"))
+    TunedSettings(sources={"popular": {"half_life": 3}}).write(beside(job.description))
+    for step in ("ingest", "features", "apply"):
+        assert job.do(step).code == 0
+    outcome = job.do("train")
+    assert outcome.code == 1
+    assert "popular: found unknown settings ['half_life']" in outcome.err
