@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feature_repo import workspace
 from pipelines.features.embedding import EMBEDDED_MODEL
+from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
 from serving.settings import HttpSettings
 
 
@@ -55,6 +56,11 @@ class JobSettings(DatasetSettings):
         EMBEDDED_MODEL,
         description="Sentence encoder of 384 dimensions: the packaged one, a local folder, or a "
         "name that sentence-transformers knows.",
+    )
+    image_model: str = Field(
+        EMBEDDED_IMAGE_MODEL,
+        description="Image encoder: the packaged one, or a local folder with a vision model of "
+        "transformers.",
     )
     test_share: float = Field(
         0.1, gt=0, le=0.5, description="Share of the positive events, the latest, that is the test."

@@ -28,6 +28,8 @@ USER_TOPIC_RATE = "user_topic_positive_rate"
 TEXT_EMBEDDING = "post_text_embedding"
 TEXT_PCA = "post_text_pca"
 TEXT_CLUSTER = "text_cluster"
+IMAGE_EMBEDDING = "post_image_embedding"
+PREDICTED_POSITIVE_RATE = "post_predicted_positive_rate"
 
 REQUEST_TIME = "request_unix_time_s"
 # Unless `feature_repo.tuned` names others.

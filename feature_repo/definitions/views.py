@@ -77,6 +77,13 @@ def _views(dataset: Dataset) -> Iterable[tuple[str, Entity, list[Field], str]]:
             _text_clusters(),
             ("The embedding reduced: principal components, nearest cluster, distances."),
         )
+    if dataset.has_images:
+        yield (
+            "post_image",
+            post,
+            [Field(name=c.IMAGE_EMBEDDING, dtype=Array(Float32))],
+            ("What the post's picture shows, as an embedding."),
+        )
 
 
 def _attributes(attributes: tuple[Attribute, ...], entity: str) -> list[Field]:

@@ -175,7 +175,11 @@ _UNQUOTE = (
 
 
 def image(described: ImageColumn, types: Types) -> Expression:
-    """Return a path as text, or a picture's bytes."""
+    """Return a path as text, or a picture's bytes.
+
+    Text that is not base64 is passed on as it is: who decodes the picture refuses and counts it,
+    as any other damaged one.
+    """
     column = described.column
     kind, name = types[column], quoted(column)
     binary = pt.is_binary(kind) or pt.is_large_binary(kind)
@@ -187,8 +191,8 @@ def image(described: ImageColumn, types: Types) -> Expression:
         raise _wrong_type(column, kind, "text; for bytes say kind = 'binary'")
     if described.kind == "path":
         return Expression(name)
-    value = f"TRY(from_base64({name}))"
-    return Expression(value, f"{name} IS NOT NULL AND {value} IS NULL", column, "base64")
+    body = f"regexp_replace({name}, '^\\s*data:[^,]*,|\\s', '', 'g')"
+    return Expression(f"coalesce(TRY(from_base64({body})), encode({name}))")
 
 
 def rule(described: Rule, action: Expression, types: Types) -> Expression:

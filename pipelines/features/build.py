@@ -34,6 +34,9 @@ EXPRESSIONS: dict[str, Compute] = {
 }
 """Views that are Ibis expressions over the lake, by name; they run on any Ibis backend."""
 
+IMAGE_VIEW = "post_image"
+"""The view that an image encoder computes."""
+
 TEXT_VIEWS = ("post_text", "post_text_clusters")
 """Views that a text encoder computes."""
 
@@ -69,6 +72,34 @@ def write_expressions(
             path = folder / f"{view.name}.parquet"
             backend.to_parquet(expression.order_by(key, "event_timestamp"), path)
             yield view.name, pq.ParquetFile(path).metadata.num_rows
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pictures are embedded: the encoder, its cache folder, and where paths start."""
+
+    model: str
+    cache: Path
+    folder: Path
+
+
+def write_image_view(
+    tables: LakeTables, settings: ImageSettings, folder: Path, on_progress: Progress | None
+) -> tuple[int, str]:
+    """Compute post_image; return its rows, and in words which pictures were refused."""
+    # torch takes seconds to import, which datasets without pictures need not pay.
+    from pipelines.features import image
+
+    posts = tables.posts.select("post_id", "known_time", "image").order_by("post_id").to_pyarrow()
+    table, found = image.compute(
+        posts,
+        folder=settings.folder,
+        cache=settings.cache,
+        model=settings.model,
+        on_progress=on_progress,
+    )
+    pq.write_table(table, folder / f"{IMAGE_VIEW}.parquet")
+    return table.num_rows, found.summary
 
 
 def write_text_views(

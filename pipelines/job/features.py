@@ -15,10 +15,18 @@ from feast.types import from_feast_to_pyarrow_type
 from feature_repo.definitions.entities import key_of
 from feature_repo.definitions.views import feature_views
 from pipelines.evaluation.split import Slices, time_slices
-from pipelines.features.build import TextSettings, write_expressions, write_text_views
+from pipelines.features.build import (
+    IMAGE_VIEW,
+    ImageSettings,
+    TextSettings,
+    write_expressions,
+    write_image_view,
+    write_text_views,
+)
 from pipelines.features.tables import connect, open_lake
 from pipelines.job.context import Context, Progresses
 from pipelines.job.gates import judge
+from pipelines.job.ingest import base_folder
 from pipelines.settings import JobSettings
 from pipelines.steps import StepRecord, code_key, content_key
 
@@ -33,6 +41,7 @@ def run(context: Context) -> StepRecord:
         NAME,
         ingest.key,
         settings.text_model,
+        settings.image_model if context.dataset.has_images else None,
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
     )
@@ -80,11 +89,20 @@ def _compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
             seed=settings.seed,
         )
         rows.update(write_text_views(tables, text, staging, bars.bar("texts embedded")))
+    refused = ""
+    if context.dataset.has_images:
+        images = ImageSettings(
+            settings.image_model, workspace.home / "embeddings", base_folder(context)
+        )
+        rows[IMAGE_VIEW], refused = write_image_view(
+            tables, images, staging, bars.bar("pictures embedded")
+        )
     _gate(context, views, staging, pc.max(events["event_time"]).as_py())
     shutil.rmtree(workspace.features, ignore_errors=True)
     staging.rename(workspace.features)
     total = sum(rows.values())
-    return {"rows": rows, "summary": f"{len(rows)} views, {total:,} rows, gates passed"}
+    told = f"; pictures refused: {refused}" if refused else ""
+    return {"rows": rows, "summary": f"{len(rows)} views, {total:,} rows, gates passed{told}"}
 
 
 def _gate(context: Context, views: list[FeatureView], folder: Path, last_event: datetime) -> None:

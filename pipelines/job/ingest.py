@@ -21,7 +21,7 @@ NAME = "ingest"
 def run(context: Context) -> StepRecord:
     """Bring the dataset's files into the lake, unless neither they nor the description changed."""
     recover(context.workspace.lake)
-    base = _base_folder(context)
+    base = base_folder(context)
     key = content_key(
         NAME,
         context.dataset.fingerprint(),
@@ -34,7 +34,8 @@ def run(context: Context) -> StepRecord:
     )
 
 
-def _base_folder(context: Context) -> Path:
+def base_folder(context: Context) -> Path:
+    """Return the folder that relative paths of the source start at."""
     if context.settings.data is not None:
         return context.settings.data
     if context.dataset.fetch is not None:

@@ -301,10 +301,17 @@ def test_images_as_path_base64_and_bytes(tmp_path):
         )
         images = read(Dataset.parse(text), tmp_path).table("posts")["image"]
         assert images.to_pylist() == [expected, None, expected]
-    write_small(tmp_path, posts=posts.replace(code, "no!"))
-    text = text.replace('"path"', '"base64"')
-    with pytest.raises(SourceError, match=r"2 of 3 rows have a column 'photo' that is not base64"):
-        read(Dataset.parse(text), tmp_path)
+
+
+def test_pictures_in_base64_may_have_a_prefix_and_damaged_ones_pass_as_they_are(tmp_path):
+    # The image step refuses and counts them; one upload must not stop an ingest.
+    code = base64.b64encode(b"\x89PNG\x00").decode()
+    posts = f'id,name,body,genres,photo\np1,a,b,,"data:image/png;base64,{code}"\np2,a,b,,no!\n'
+    write_small(tmp_path, posts=posts)
+    image = 'image = { column = "photo", kind = "base64" }'
+    text = DESCRIPTION.replace('title = "name"', f'title = "name"\n{image}')
+    images = read(Dataset.parse(text), tmp_path).table("posts")["image"]
+    assert images.to_pylist() == [b"\x89PNG\x00", b"no!"]
 
 
 def test_globs_and_lists_keep_the_order_of_the_files(tmp_path):
