@@ -1,6 +1,7 @@
 """Redis keys of packed rows.
 
-A row's key is ``fp:{project}:{view}:`` followed by the entity's values in Feast's own
+A row's key is ``fp:{project}:{view}:`` (``fp:{project}@{namespace}:{view}:`` where the store has a
+namespace) followed by the entity's values in Feast's own
 serialisation (version 3), ordered by join key. The names of the join keys, which Feast's
 serialisation begins with, are the same for all rows of a view, so they are left out.
 """
@@ -35,6 +36,22 @@ _INTEGERS = {"INT64": "<i8", "INT32": "<i4", "UNIX_TIMESTAMP": "<i8"}
 _STRINGS = ("STRING", "BYTES")
 
 
+def rows_prefix(project: str, namespace: str) -> str:
+    """Return what the keys of all rows of a namespace begin with."""
+    return f"fp:{project}@{namespace}:" if namespace else f"fp:{project}:"
+
+
+def schemas_prefix(project: str, namespace: str) -> str:
+    """Return what the keys of all schemas of a namespace begin with."""
+    return f"fp-schemas:{project}@{namespace}:" if namespace else f"fp-schemas:{project}:"
+
+
+def pattern_of(prefix: bytes) -> bytes:
+    """Return the pattern for SCAN that matches exactly the keys with a prefix."""
+    escaped = b"".join(b"\\" + bytes([c]) if chr(c) in "*?[]\\^" else bytes([c]) for c in prefix)
+    return escaped + b"*"
+
+
 @dataclass(frozen=True)
 class KeySpace:
     """The keys of one feature view.
@@ -45,29 +62,29 @@ class KeySpace:
         Names; the view's includes its version, if the view is versioned.
     join_keys
         Pairs of join key and name of its ``feast.ValueType``, ordered by join key.
+    namespace
+        Which of several sets of rows of the project; empty for the one that has no name.
     """
 
     project: str
     view: str
     join_keys: tuple[tuple[str, str], ...]
+    namespace: str = ""
 
     @cached_property
     def prefix(self) -> bytes:
         """What all keys of the view begin with."""
-        return f"fp:{self.project}:{self.view}:".encode()
+        return f"{rows_prefix(self.project, self.namespace)}{self.view}:".encode()
 
     @property
     def schemas_key(self) -> bytes:
         """Key of the hash that holds every schema the view's rows were written under."""
-        return f"fp-schemas:{self.project}:{self.view}".encode()
+        return f"{schemas_prefix(self.project, self.namespace)}{self.view}".encode()
 
     @property
     def pattern(self) -> bytes:
         """Pattern for SCAN that matches exactly the view's keys."""
-        escaped = b"".join(
-            b"\\" + bytes([c]) if chr(c) in "*?[]\\^" else bytes([c]) for c in self.prefix
-        )
-        return escaped + b"*"
+        return pattern_of(self.prefix)
 
     @cached_property
     def _names(self) -> bytes:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import redis
@@ -66,6 +66,14 @@ class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
     connection_string: StrictStr = "localhost:6379"
     """host:port,db=0,password=... or a redis:// URL, or embedded:FOLDER."""
+
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    """Which of several sets of rows of the project is read and written: one can be filled
+    while another one is served."""
+
+    namespace_file: StrictStr | None = None
+    """File that holds the namespace, so that one replaced file switches all who read it;
+    relative to the feature repository. While there is no such file, `namespace` holds."""
 
     key_ttl_seconds: int | None = Field(default=None, gt=0)
     """Keys expire this long after they were last written; None for never."""

@@ -24,7 +24,7 @@ import redis
 
 from feastpack.columns import PackedRows
 from feastpack.errors import OnlineStoreError
-from feastpack.keys import KeySpace
+from feastpack.keys import KeySpace, pattern_of, rows_prefix, schemas_prefix
 from feastpack.rows import uniform_binary
 from feastpack.views import ViewLayout
 
@@ -203,16 +203,31 @@ def delete_view(client: Any, keys: KeySpace) -> int:
 
     Scans the whole key space in steps, without holding up Redis.
     """
+    deleted = _delete_matching(client, keys.pattern)
+    client.delete(keys.schemas_key)
+    return deleted
+
+
+def delete_namespace(client: Any, project: str, namespace: str) -> int:
+    """Delete all rows and schemas of a project's namespace; return how many rows there were.
+
+    Scans the whole key space in steps, without holding up Redis. The empty namespace is the one
+    that has no name.
+    """
+    deleted = _delete_matching(client, pattern_of(rows_prefix(project, namespace).encode()))
+    _delete_matching(client, pattern_of(schemas_prefix(project, namespace).encode()))
+    return deleted
+
+
+def _delete_matching(client: Any, pattern: bytes) -> int:
     deleted = 0
     batch: list[bytes] = []
-    for key in client.scan_iter(match=keys.pattern, count=_SCAN_STEP):
+    for key in client.scan_iter(match=pattern, count=_SCAN_STEP):
         batch.append(key)
         if len(batch) == _SCAN_STEP:
             deleted += _unlink(client, batch)
             batch = []
-    deleted += _unlink(client, batch)
-    client.delete(keys.schemas_key)
-    return deleted
+    return deleted + _unlink(client, batch)
 
 
 def _unlink(client: Any, keys: list[bytes]) -> int:

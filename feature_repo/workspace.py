@@ -81,6 +81,16 @@ class Workspace:
         return self.root / "bundles"
 
     @property
+    def online_namespace(self) -> Path:
+        """Names the online store's rows that are served; `feature_store.yaml` points to it."""
+        return self.bundles / "online_namespace"
+
+    @property
+    def staged_registry(self) -> Path:
+        """Feast's registry as of the last materialization, which the next bundle carries."""
+        return self.root / "staged_registry.db"
+
+    @property
     def reports(self) -> Path:
         """Metrics as JSON, the HTML report, Data Docs."""
         return self.root / "reports"

@@ -115,8 +115,15 @@ def _online(workspace: Workspace) -> Iterator[Finding]:
         found = f"materialized until {until:%Y-%m-%d %H:%M} UTC" if until else "not materialized"
         yield Finding(view.name, found, "" if until else "run `feastrank materialize`")
     try:
-        _, manifest = open_current(workspace.bundles, registered_contract(store).hash)
-        yield Finding("bundle", f"{manifest.generation}, published {manifest.created}")
+        _, manifest = open_current(workspace.bundles)
+        changed = manifest.contract_hash != registered_contract(store).hash
+        yield Finding(
+            "bundle",
+            f"{manifest.generation}, published {manifest.created}",
+            "made for other ranker inputs than are applied now; run `feastrank run`"
+            if changed
+            else "",
+        )
     except ServingError as error:
         generation = current_generation(workspace.bundles)
         yield Finding("bundle", generation or "none published", str(error))

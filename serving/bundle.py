@@ -2,9 +2,12 @@
 
 A generation is one folder below ``bundles/``; the file ``current`` names the published one.
 Publication stages a folder, renames it into place and then replaces ``current``: readers see
-the old generation or the new one, never a mix.
+the old generation or the new one, never a mix. The rows of online features and the candidate
+lists that belong to a generation lie in Redis under names of their own (`Manifest.namespace`,
+`serving.lists.key_prefix`), written before ``current`` names it.
 
-Files of a generation: ``manifest.json``; ``ranker.txt`` (LightGBM) or ``ranker.cbm`` (CatBoost);
+Files of a generation: ``manifest.json``; ``registry.db`` (Feast's, as the features were
+materialized); ``ranker.txt`` (LightGBM) or ``ranker.cbm`` (CatBoost);
 ``categories.json`` (values of the string inputs); ``popular.npz`` (``post_ids`` int64,
 ``scores`` float32, best first: what unknown users get); ``users.parquet`` (external_id string,
 user_id int64); ``posts.parquet`` (external_id string, post_id int64, title string or null).
@@ -19,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import BundleError, ContractError
+from serving.errors import BundleError
 
 CURRENT = "current"
 MANIFEST = "manifest.json"
+REGISTRY = "registry.db"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class Manifest:
     contract
         The ordered inputs of the ranker (`feature_repo.contract.Contract.to_json`).
     contract_hash
-        Their hash; must equal the feature repository's.
+        Their hash; must equal that of the bundle's registry.
+    namespace
+        Of its rows in the online store.
+    feature_tables
+        By view: rows and sha256 of the feature table that was trained on and materialized.
     sources
         The candidate sources, in the order of the packed lists.
     ranker
@@ -62,6 +70,8 @@ class Manifest:
     created: str
     contract: dict[str, Any]
     contract_hash: str
+    namespace: str
+    feature_tables: dict[str, dict[str, Any]]
     sources: list[str]
     ranker: str
     as_of: str | None
@@ -150,30 +160,28 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: unreadable ({error}); publish again") from error
 
 
-def open_current(bundles: Path, expected_contract_hash: str) -> tuple[Path, Manifest]:
+def open_current(bundles: Path) -> tuple[Path, Manifest]:
     """Return folder and manifest of the published generation, verified.
 
     Raises
     ------
     BundleError
         If nothing is published, or a file is missing or changed.
-    ContractError
-        If it was made for other ranker inputs than the feature repository has registered.
     """
     generation = current_generation(bundles)
     if generation is None:
         raise BundleError(f"{bundles}: nothing is published; run `feastrank run`")
     folder = bundles / generation
-    return folder, verify(folder, expected_contract_hash)
+    return folder, verify(folder)
 
 
-def verify(folder: Path, expected_contract_hash: str) -> Manifest:
-    """Return a generation's manifest if its files are whole and its ranker's inputs as expected.
+def verify(folder: Path) -> Manifest:
+    """Return a generation's manifest if its files are whole.
 
     Raises
     ------
-    BundleError, ContractError
-        As in `open_current`.
+    BundleError
+        If one is missing or changed.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
@@ -182,24 +190,16 @@ def verify(folder: Path, expected_contract_hash: str) -> Manifest:
             raise BundleError(
                 f"{folder / name}: sha256 {found}, expected {expected}; publish again"
             )
-    if manifest.contract_hash != expected_contract_hash:
-        raise ContractError(
-            f"bundle {folder.name}: made for the ranker inputs {manifest.contract_hash[:12]}, the "
-            f"feature repository has {expected_contract_hash[:12]}; run `feastrank run` to train "
-            "on the features as they are now"
-        )
     return manifest
 
 
-def roll_back(
-    bundles: Path, expected_contract_hash: str, has_lists: Callable[[Manifest], bool]
-) -> tuple[str, Manifest]:
+def roll_back(bundles: Path, missing: Callable[[Manifest], str | None]) -> tuple[str, Manifest]:
     """Make the generation before the current one current again; nothing else is touched.
 
     Parameters
     ----------
-    has_lists
-        Whether a generation's candidate lists are complete in Redis.
+    missing
+        Says what of a generation is not complete in Redis, None if nothing is missing.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def roll_back(
 
     Raises
     ------
-    BundleError, ContractError
+    BundleError
         If there is no older generation, or it could not answer; the current one stays.
     """
     current = current_generation(bundles)
@@ -219,10 +219,11 @@ def roll_back(
             f"{bundles}: no generation older than {current} is kept, so there is nothing to roll "
             "back to; run `feastrank run` to publish another one"
         )
-    manifest = verify(bundles / previous, expected_contract_hash)
-    if not has_lists(manifest):
+    manifest = verify(bundles / previous)
+    lacking = missing(manifest)
+    if lacking is not None:
         raise BundleError(
-            f"bundle {previous}: its candidate lists are not complete in Redis, so it could not "
+            f"bundle {previous}: its {lacking} are not complete in Redis, so it could not "
             f"answer; {current} stays published. Run `feastrank run` to publish another one"
         )
     _point_to(bundles, previous)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from feastpack import FeatureReader
 from feastpack.errors import FeastpackError
-from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import REQUEST_TIME
 from serving.answer import Answer, Reason, Recommendation
 from serving.bundle import Manifest, open_current
 from serving.candidates import Candidates, union
 from serving.connection import limit_waiting
 from serving.errors import ContractError, OnlineStateError, UnknownIdError
+from serving.generation import generation_contract, generation_store
 from serving.ids import IdMap
 from serving.inputs import InputEncoder
 from serving.lists import SourceList, key_prefix, read_list
@@ -42,29 +42,31 @@ class Recommender:
     bundles
         Folder of the published generations.
     store
-        The dataset's feature store, on a `feastpack.PackedRedisOnlineStore`; its client is set
-        to the deadline.
+        The dataset's feature store, on a `feastpack.PackedRedisOnlineStore`: where Redis is.
+        What the features are comes from the bundle.
     redis_timeout_s
         Deadline of each call of Redis; None waits as the connection string says.
 
     Raises
     ------
     BundleError, ContractError
-        If there is no bundle that fits the feature repository.
+        If there is no bundle that could answer.
     """
 
     def __init__(
         self, bundles: Path, store: FeatureStore, *, redis_timeout_s: float | None = None
     ) -> None:
-        folder, manifest = open_current(bundles, registered_contract(store).hash)
+        folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
+        store = generation_store(store, folder, manifest)
+        contract = generation_contract(store, manifest)
         self._redis = redis_of(store)
         if redis_timeout_s is not None:
             limit_waiting(self._redis, redis_timeout_s)
         self._reader = FeatureReader(store)
         self._reader.prepare(manifest.contract["service"])
         self._prefix = key_prefix(manifest.project, manifest.generation)
-        self._encoder = InputEncoder.load(folder / "categories.json", registered_contract(store))
+        self._encoder = InputEncoder.load(folder / "categories.json", contract)
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
         self._users = IdMap.read(folder / "users.parquet", "user_id")
         self._posts = IdMap.read(folder / "posts.parquet", "post_id")

@@ -89,6 +89,9 @@ def _configuration(context: Context) -> str:
     text = re.sub(r"\A(#.*\n)*", head, text)
     text = re.sub(r"(?m)^project: .*$", f"project: {workspace.name}", text)
     text = re.sub(r"(?m)^  path: .*$", f"  path: {workspace.registry}", text)
+    text = re.sub(
+        r"(?m)^  namespace_file: .*$", f"  namespace_file: {workspace.online_namespace}", text
+    )
     return re.sub(r"embedded:\S+?(?=[\"'\s])", f"embedded:{workspace.redis}", text)
 
 

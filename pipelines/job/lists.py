@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.table import Table
 
-from feature_repo.contract import Contract, registered_contract
+from feature_repo.contract import Contract
 from pipelines.candidates.als import ALS
 from pipelines.candidates.content import Content
 from pipelines.candidates.groups import ranked
@@ -42,6 +42,7 @@ from pipelines.job.features import read_events
 from pipelines.job.sources import generators, recommend_with
 from pipelines.ranking.training_set import label_candidates, pairs_of, retrieve
 from serving.bundle import open_current
+from serving.generation import generation_contract, generation_store
 from serving.inputs import InputEncoder
 from serving.ranker import Scorer, load_ranker
 
@@ -186,9 +187,9 @@ class _Final:
 
     def __init__(self, context: Context, sources: list[CandidateGenerator]) -> None:
         self.settings, self.sources = context.settings, sources
-        self.store = open_store(context.workspace)
-        self.contract: Contract = registered_contract(self.store)
-        folder, manifest = open_current(context.workspace.bundles, self.contract.hash)
+        folder, manifest = open_current(context.workspace.bundles)
+        self.store = generation_store(open_store(context.workspace), folder, manifest)
+        self.contract: Contract = generation_contract(self.store, manifest)
         self.encoder = InputEncoder.load(folder / "categories.json", self.contract)
         self.ranker: Scorer = load_ranker(folder / manifest.ranker)
         now = datetime.now(UTC).replace(microsecond=0)

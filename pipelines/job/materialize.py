@@ -1,13 +1,20 @@
-"""Step materialize: the feature tables into Redis, through ``feast materialize``."""
+"""Step materialize: the feature tables into Redis, through Feast, for the next publication.
 
-from collections.abc import Mapping
+What is served is left alone: the rows are written under a namespace of their own, with a copy of
+Feast's registry, and `publish` switches to both.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
 
+from feastpack.writer import delete_namespace
 from pipelines.job.context import Context, Progresses, moment_of, open_store
 from pipelines.steps import StepRecord, content_key
+from serving.generation import staged_store
 from serving.recommender import redis_of
 
 NAME = "materialize"
@@ -22,27 +29,52 @@ def run(context: Context) -> StepRecord:
     moment = moment_of(context.settings, last_event)
     # Live data is materialized afresh every run: windows move with the clock.
     live = moment != last_event and context.settings.as_of is None
-    key = content_key(NAME, features.key, apply.key, moment.isoformat() if not live else None)
+    key = content_key(NAME, features.key, apply.key, moment.isoformat())
+    namespace = key[:12]
     redis = redis_of(store)
-    marker = f"feastrank:{context.dataset.name}:materialized"
+    marker = marker_of(context.dataset.name, namespace)
+    registry = context.workspace.staged_registry
 
     def work(bars: Progresses) -> Mapping[str, Any]:
         # Not before it is true: a killed run leaves no marker, and the next one writes again.
-        redis.delete(marker)
-        views = [view.name for view in store.list_feature_views()]
+        redis.set(marker, "")
+        delete_namespace(redis, context.dataset.name, namespace)
+        shutil.copyfile(context.workspace.registry, registry)
+        staged = staged_store(store, registry, namespace)
+        views = [view.name for view in staged.list_feature_views()]
         bar = bars.bar("views into Redis")
         for done, view in enumerate(views, 1):
             # Feast announces every view on standard output; the step has its own line.
             with redirect_stdout(StringIO()):
-                store.materialize(first_event - timedelta(days=1), moment, feature_views=[view])
+                staged.materialize(first_event - timedelta(days=1), moment, feature_views=[view])
             bar(done, len(views))
         redis.set(marker, key)
         return {
             "as_of": None if live else moment.isoformat(),
+            "moment": moment.isoformat(),
+            "first": (first_event - timedelta(days=1)).isoformat(),
+            "namespace": namespace,
             "summary": f"{len(views)} views into Redis, as of {moment:%Y-%m-%d %H:%M} UTC",
         }
 
     def is_there() -> bool:
-        return not live and redis.get(marker) == key.encode()
+        return is_complete(redis, context.dataset.name, namespace)
 
-    return context.step(NAME, key, [], work, is_there=is_there)
+    return context.step(NAME, key, [registry], work, is_there=is_there)
+
+
+def marker_of(project: str, namespace: str) -> str:
+    """Return the key that is there while a namespace is; empty until all its rows are written."""
+    return f"feastrank:{project}:materialized:{namespace}"
+
+
+def is_complete(redis: Any, project: str, namespace: str) -> bool:
+    """Return whether all rows of a namespace were written."""
+    return bool(redis.get(marker_of(project, namespace)))
+
+
+def namespaces(redis: Any, project: str) -> Iterator[str]:
+    """Yield the namespaces of a project that were begun."""
+    prefix = marker_of(project, "")
+    for key in redis.scan_iter(match=f"{prefix}*"):
+        yield key.decode().removeprefix(prefix)

@@ -12,23 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feastpack.writer import delete_namespace
 from feature_repo.contract import registered_contract
 from feature_repo.workspace import Workspace
 from pipelines.candidates.interactions import Interactions
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
+from pipelines.job.materialize import is_complete, marker_of, namespaces
 from pipelines.job.sources import generators, recommend_with
 from pipelines.job.train import TrainingFiles
 from pipelines.steps import StepRecord, code_key, content_key
 from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
+from serving.errors import BundleError
 from serving.lists import SourceList, delete_generations, key_prefix, write_lists
 from serving.recommender import redis_of
 
 NAME = "publish"
-# The published one and the one before it.
-GENERATIONS_KEPT = 2
 POPULAR = "popular"
 # Key after a generation's prefix; written once all its lists are.
 COMPLETE = "complete"
@@ -55,21 +56,32 @@ def run(context: Context) -> StepRecord:
 def roll_back(workspace: Workspace) -> tuple[str, Manifest]:
     """Serve the generation before the current one; see `serving.bundle.roll_back`.
 
-    Online features are not part of a generation: they stay as they were materialized last.
+    Its lists and the online features that it was published with are served again.
 
     Raises
     ------
-    MissingStepError, serving.errors.BundleError, serving.errors.ContractError
+    MissingStepError, serving.errors.BundleError
         If there is nothing to go back to; the current generation stays.
     """
-    store = open_store(workspace)
-    redis = redis_of(store)
+    redis = redis_of(open_store(workspace))
 
-    def has_lists(manifest: Manifest) -> bool:
-        prefix = key_prefix(manifest.project, manifest.generation)
-        return bool(redis.exists(f"{prefix}{COMPLETE}"))
+    def missing(manifest: Manifest) -> str | None:
+        if not redis.exists(f"{key_prefix(manifest.project, manifest.generation)}{COMPLETE}"):
+            return "candidate lists"
+        if not is_complete(redis, manifest.project, manifest.namespace):
+            return "online features"
+        return None
 
-    return bundle.roll_back(workspace.bundles, registered_contract(store).hash, has_lists)
+    left, manifest = bundle.roll_back(workspace.bundles, missing)
+    _switch_namespace(workspace, manifest.namespace)
+    return left, manifest
+
+
+def _switch_namespace(workspace: Workspace, namespace: str) -> None:
+    """Let Feast's own commands, and whoever reads through Feast, see what is served."""
+    partial = workspace.online_namespace.with_name(f".{workspace.online_namespace.name}.tmp")
+    partial.write_text(namespace, encoding="utf-8")
+    partial.replace(workspace.online_namespace)
 
 
 class _Publication:
@@ -82,12 +94,17 @@ class _Publication:
         self.store = open_store(context.workspace)
         self.redis = redis_of(self.store)
         self.prefix = key_prefix(context.dataset.name, generation)
+        self.materialized = context.record("materialize").facts
+        self.namespace = str(self.materialized["namespace"])
 
     def is_current(self) -> bool:
         """Whether the generation is the published one and its lists are in Redis."""
+        switched = self.context.workspace.online_namespace
         return (
             current_generation(self.context.workspace.bundles) == self.generation
             and self.redis.get(f"{self.prefix}{COMPLETE}") is not None
+            and switched.exists()
+            and switched.read_text(encoding="utf-8") == self.namespace
         )
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
@@ -107,12 +124,24 @@ class _Publication:
             lambda folder: self._write_files(folder, strangers),
             self._manifest,
         )
+        _switch_namespace(self.context.workspace, self.namespace)
+        self._note_materialization()
         self._collect(previous)
         return {
             "generation": self.generation,
             "summary": f"generation {self.generation}: lists of {len(users):,} users, "
             "ranker and manifest",
         }
+
+    def _note_materialization(self) -> None:
+        """Tell the registry until when views are materialized, as `feast materialize` does."""
+        begin, end = (
+            datetime.fromisoformat(self.materialized[name]) for name in ("first", "moment")
+        )
+        registry, project = self.store.registry, self.context.dataset.name
+        for view in self.store.list_feature_views():
+            registry.apply_materialization(view, project, begin, end, commit=False)
+        registry.commit()
 
     def _propose(
         self, interactions: Interactions, users: np.ndarray[Any, Any], bars: Progresses
@@ -130,6 +159,7 @@ class _Publication:
         return lists, strangers
 
     def _write_files(self, folder: Path, popular: pa.Table) -> None:
+        shutil.copyfile(self.context.workspace.staged_registry, folder / bundle.REGISTRY)
         lake, training = self.context.workspace.lake, TrainingFiles(self.context.workspace.training)
         ranker = next(training.folder.glob("ranker.*"))
         shutil.copyfile(ranker, folder / ranker.name)
@@ -154,23 +184,62 @@ class _Publication:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             contract=contract.to_json(),
             contract_hash=contract.hash,
+            namespace=self.namespace,
+            feature_tables=self._feature_tables(),
             sources=list(self.context.sources),
             ranker=next(name for name in files if name.startswith("ranker.")),
-            as_of=self.context.record("materialize").facts["as_of"],
+            as_of=self.materialized["as_of"],
             data_window=[str(ingest["first_time"]), str(ingest["last_time"])],
             metrics=self.context.record("evaluate").facts["metrics"],
             versions={name: version(name) for name in LIBRARIES},
             files=files,
         )
 
+    def _feature_tables(self) -> dict[str, dict[str, Any]]:
+        """Return what identifies each feature table that this generation was made from."""
+        tables = sorted(self.context.workspace.features.glob("*.parquet"))
+        return {
+            table.stem: {
+                "rows": pq.ParquetFile(table).metadata.num_rows,
+                "sha256": bundle.checksum(table),
+            }
+            for table in tables
+        }
+
     def _collect(self, previous: str | None) -> None:
-        """Remove the generations that nobody reads any more."""
-        kept = [self.generation, *([previous] if previous else [])][:GENERATIONS_KEPT]
+        """Remove the generations that nobody reads any more: folders, lists and online rows."""
+        bundles, project = self.context.workspace.bundles, self.context.dataset.name
+        kept = self._kept(previous)
         # Folders first: one whose lists are partly gone must not be rolled back to.
-        for folder in self.context.workspace.bundles.iterdir():
+        for folder in bundles.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder)
-        delete_generations(self.redis, self.context.dataset.name, kept)
+        delete_generations(self.redis, project, kept)
+        used = {bundle.read_manifest(bundles / name).namespace for name in kept}
+        for namespace in set(namespaces(self.redis, project)) - used:
+            delete_namespace(self.redis, project, namespace)
+            self.redis.delete(marker_of(project, namespace))
+        # What `feast materialize` wrote while nothing was published yet.
+        delete_namespace(self.redis, project, "")
+
+    def _kept(self, previous: str | None) -> list[str]:
+        """Return the published generation, the one before it, and the latest of the others."""
+        first = [self.generation, *([previous] if previous else [])]
+        folders = self.context.workspace.bundles.glob(f"[!.]*/{bundle.MANIFEST}")
+        created = {f.parent.name: _created(f.parent) for f in folders}
+        others = sorted((c, name) for name, c in created.items() if c and name not in first)
+        kept = [*first, *(name for _, name in reversed(others))]
+        # The generation before may be the very one that is published again, or be damaged.
+        readable = [name for name in dict.fromkeys(kept) if created.get(name)]
+        return readable[: self.context.settings.keep_generations]
+
+
+def _created(folder: Path) -> str | None:
+    """Return when a generation was published; None if it is damaged, so that nobody can use it."""
+    try:
+        return bundle.read_manifest(folder).created
+    except BundleError:
+        return None
 
 
 def _by_user(lists: dict[str, pa.Table]) -> Iterator[tuple[int, list[SourceList]]]:

@@ -34,6 +34,7 @@ from feastpack.errors import (
     UnsupportedError,
 )
 from feastpack.online import PackedRedisOnlineStore
+from feastpack.writer import delete_namespace
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
@@ -485,3 +486,41 @@ def test_a_row_is_written_whole(
         response = store.get_online_features(["v:x", "v:y"], {"user_id": [1]}).to_dict()
         reads.append((response["x"], response["y"]))
     assert reads == [([3.0], [None]), ([3.0], [2.0])]
+
+
+def test_namespaces_do_not_see_each_other(
+    tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any
+) -> None:
+    plain = Shop(tmp_path, redis_server.port)
+    blue = Shop(tmp_path, redis_server.port, namespace="blue")
+    green = Shop(tmp_path, redis_server.port, namespace="green")
+    for number, shop in enumerate((plain, blue, green)):
+        shop.write(row(1, float(number)))
+    assert [shop.read(1) for shop in (plain, blue, green)] == [[0.0], [1.0], [2.0]]
+    client = green.online.client(green.store.config)
+    project = green.store.project
+    assert delete_namespace(client, project, "blue") == 1
+    assert [shop.read(1) for shop in (plain, blue, green)] == [[0.0], [None], [2.0]]
+    assert delete_namespace(client, project, "") == 1
+    assert [shop.read(1) for shop in (plain, green)] == [[None], [2.0]]
+
+
+def test_one_replaced_file_switches_the_namespace(
+    tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any
+) -> None:
+    file = tmp_path / "served"
+    shop = Shop(tmp_path, redis_server.port, namespace_file=str(file))
+    shop.write(row(1, 0.0))
+    for number, name in enumerate(("blue", "green"), 1):
+        partial = tmp_path / "partial"
+        partial.write_text(f"{name}\n")
+        partial.replace(file)
+        assert shop.read(1) == [None]
+        shop.write(row(1, float(number)))
+    file.write_text("blue")
+    assert shop.read(1) == [1.0]
+    file.write_text("a:b")
+    with pytest.raises(OnlineStoreError, match=r"served: found 'a:b', expected one name"):
+        shop.read(1)
+    file.unlink()
+    assert shop.read(1) == [0.0]

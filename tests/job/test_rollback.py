@@ -5,6 +5,10 @@ import time
 import pytest
 from job_runner import Job
 
+from feastpack import FeatureReader
+from pipelines.job.context import open_store
+from serving.recommender import Recommender
+
 AS_OF = ("--as-of", "2024-05-25T00:00:00")
 
 
@@ -66,3 +70,84 @@ def test_before_anything_ran_the_step_to_run_is_named(job: Job):
     outcome = job.do("rollback")
     assert outcome.code == 1
     assert "no feature store yet; run `feastrank apply`" in outcome.err
+
+
+def served_features(job: Job) -> list[dict[str, object]]:
+    recommender = Recommender(job.workspace.bundles, open_store(job.workspace))
+    return recommender.features("u003", ["p001", "p002"]).to_pylist()
+
+
+def rows_in_redis(job: Job) -> dict[bytes, tuple[bytes, int]]:
+    return {key: value for key, value in job.in_redis().items() if key.startswith(b"fp:")}
+
+
+def namespaces(job: Job) -> set[str]:
+    return {key.split(b":")[1].decode().partition("@")[2] for key in rows_in_redis(job)}
+
+
+def test_online_features_go_back_with_the_generation(job: Job):
+    first = served_features(job)
+    for step in ("materialize", "publish"):
+        assert job.do(step, *AS_OF).code == 0
+    assert served_features(job) != first
+    assert job.do("rollback").code == 0
+    assert served_features(job) == first
+
+
+def test_what_is_made_for_the_next_generation_changes_nothing_that_is_served(job: Job):
+    before, rows = served_features(job), rows_in_redis(job)
+    answer = job.do("recommend", "--user", "u003").out.partition("\n")[2].splitlines()[1:]
+    text = job.description.read_text(encoding="utf-8")
+    without_city = [line for line in text.splitlines() if 'name = "city"' not in line]
+    job.description.write_text("\n".join(without_city), encoding="utf-8")
+    for step in ("ingest", "features", "apply", "materialize"):
+        outcome = job.do(step)
+        assert outcome.code == 0, outcome.err
+    assert served_features(job) == before
+    assert {key: value for key, value in rows_in_redis(job).items() if key in rows} == rows
+    assert len(namespaces(job)) == 2
+    again = job.do("recommend", "--user", "u003").out.partition("\n")[2].splitlines()[1:]
+    assert again == answer
+    assert "made for other ranker inputs than are applied now" in job.do("doctor").out
+
+
+def test_feast_reads_what_is_served(two_generations):
+    job, _, _ = two_generations
+    reader = FeatureReader(open_store(job.workspace), registry_ttl_seconds=None)
+
+    def read() -> object:
+        features = ["post_activity:post_event_count_lifetime"]
+        return reader.read(features, {"post_id": [0, 1, 2]}).to_dict()
+
+    second = read()
+    assert job.do("rollback").code == 0
+    reader.refresh()
+    assert read() != second
+
+
+def test_older_generations_are_kept_as_told_and_collected_from_redis(two_generations):
+    job, _, _ = two_generations
+    assert len(namespaces(job)) == 2
+    for day, kept in ((20, 3), (15, 2)):
+        moment = ("--as-of", f"2024-05-{day}T00:00:00", "--keep-generations", str(kept))
+        for step in ("materialize", "publish"):
+            assert job.do(step, *moment).code == 0
+        assert len(namespaces(job)) == kept
+        lists = {key.split(b":")[3] for key in job.in_redis() if b":lists:" in key}
+        assert len(lists) == kept
+        assert len(list(job.workspace.bundles.glob("[!.]*/manifest.json"))) == kept
+    assert job.do("rollback").code == 0
+
+
+def test_a_generation_without_its_features_is_refused(two_generations):
+    job, first, second = two_generations
+    namespace = next(iter(namespaces(job) - {served_namespace(job)}))
+    job.redis().delete(f"feastrank:{job.name}:materialized:{namespace}")
+    outcome = job.do("rollback")
+    assert outcome.code == 1
+    assert f"bundle {first}: its online features are not complete in Redis" in outcome.err
+    assert published(job) == second
+
+
+def served_namespace(job: Job) -> str:
+    return job.workspace.online_namespace.read_text(encoding="utf-8")

@@ -3,17 +3,19 @@
 import pytest
 
 from serving.bundle import Manifest, current_generation, open_current, publish, roll_back
-from serving.errors import BundleError, ContractError
+from serving.errors import BundleError
 
 
-def published(bundles, generation="g1", contract="c1", content="model", day=1):
+def published(bundles, generation="g1", content="model", day=1):
     def manifest(files):
         return Manifest(
             generation=generation,
             project="p",
             created=f"2024-01-{day:02}T00:00:00+00:00",
             contract={},
-            contract_hash=contract,
+            contract_hash="c1",
+            namespace=generation,
+            feature_tables={},
             sources=["popular"],
             ranker="ranker.txt",
             as_of=None,
@@ -32,7 +34,7 @@ def published(bundles, generation="g1", contract="c1", content="model", day=1):
 def test_the_last_published_generation_is_opened(tmp_path):
     published(tmp_path, "g1")
     published(tmp_path, "g2")
-    folder, manifest = open_current(tmp_path, "c1")
+    folder, manifest = open_current(tmp_path)
     assert (folder.name, manifest.generation, list(manifest.files)) == ("g2", "g2", ["ranker.txt"])
 
 
@@ -45,9 +47,9 @@ def test_a_crash_while_writing_leaves_the_old_generation(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         publish(tmp_path, "g2", crash, lambda files: pytest.fail("no manifest after a crash"))
-    assert open_current(tmp_path, "c1")[1].generation == "g1"
+    assert open_current(tmp_path)[1].generation == "g1"
     published(tmp_path, "g2")
-    assert open_current(tmp_path, "c1")[1].generation == "g2"
+    assert open_current(tmp_path)[1].generation == "g2"
 
 
 def test_publishing_the_same_generation_again_replaces_it(tmp_path):
@@ -59,35 +61,29 @@ def test_publishing_the_same_generation_again_replaces_it(tmp_path):
 def test_nothing_published_says_what_to_run(tmp_path):
     assert current_generation(tmp_path) is None
     with pytest.raises(BundleError, match="nothing is published; run `feastrank run`"):
-        open_current(tmp_path, "c1")
+        open_current(tmp_path)
 
 
 def test_a_changed_file_is_refused(tmp_path):
     (published(tmp_path) / "ranker.txt").write_text("tampered", encoding="utf-8")
     with pytest.raises(BundleError, match=r"ranker\.txt: sha256 .* expected"):
-        open_current(tmp_path, "c1")
+        open_current(tmp_path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     (published(tmp_path) / "ranker.txt").unlink()
     with pytest.raises(BundleError, match="no such file"):
-        open_current(tmp_path, "c1")
+        open_current(tmp_path)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path):
     (published(tmp_path) / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match=r"manifest\.json: unreadable"):
-        open_current(tmp_path, "c1")
+        open_current(tmp_path)
 
 
-def test_another_contract_is_refused(tmp_path):
-    published(tmp_path, contract="c1")
-    with pytest.raises(ContractError, match="made for the ranker inputs c1, the feature repo"):
-        open_current(tmp_path, "c2")
-
-
-def rolled_back(bundles, *, complete=True, contract="c1"):
-    left, manifest = roll_back(bundles, contract, lambda _: complete)
+def rolled_back(bundles, *, missing=None):
+    left, manifest = roll_back(bundles, lambda _: missing)
     return left, manifest.generation
 
 
@@ -96,7 +92,7 @@ def test_rolling_back_points_to_the_generation_before_and_keeps_both(tmp_path):
     for day, generation in enumerate(("b", "c", "a"), 1):
         published(tmp_path, generation, day=day)
     assert rolled_back(tmp_path) == ("a", "c")
-    assert open_current(tmp_path, "c1")[1].generation == "c"
+    assert open_current(tmp_path)[1].generation == "c"
     assert rolled_back(tmp_path) == ("c", "b")
     with pytest.raises(BundleError, match="no generation older than b is kept"):
         rolled_back(tmp_path)
@@ -116,9 +112,7 @@ def test_what_could_not_answer_is_not_rolled_back_to(tmp_path):
     first = published(tmp_path, "g1", day=1)
     published(tmp_path, "g2", day=2)
     with pytest.raises(BundleError, match="g1: its candidate lists are not complete in Redis"):
-        rolled_back(tmp_path, complete=False)
-    with pytest.raises(ContractError, match="bundle g1: made for the ranker inputs c1"):
-        rolled_back(tmp_path, contract="c2")
+        rolled_back(tmp_path, missing="candidate lists")
     (first / "ranker.txt").write_text("tampered", encoding="utf-8")
     with pytest.raises(BundleError, match=r"ranker\.txt: sha256"):
         rolled_back(tmp_path)
