@@ -67,6 +67,11 @@ COMMANDS = {
     "evaluate": _step("evaluate", "Metrics on the test slice, report, gate of the model."),
     "materialize": _step("materialize", "Latest features into Redis."),
     "publish": _step("publish", "Lists into Redis and one bundle; flips what is served."),
+    "tune": Command(
+        "Search settings of sources and rankers on slices before the test; resumable.",
+        "pipelines.settings:TuneSettings",
+        "pipelines.commands:tune",
+    ),
     "recommend": Command(
         "Recommendations for one user, from Redis and the published bundle.",
         "pipelines.settings:RecommendSettings",

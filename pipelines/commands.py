@@ -20,12 +20,15 @@ from pipelines.job import lists as lists_files
 from pipelines.job import materialize as materialize_step
 from pipelines.job import publish as publish_step
 from pipelines.job import train as train_step
+from pipelines.job import tune as tune_settings
+from pipelines.job.slices import TEST
 from pipelines.settings import (
     DatasetSettings,
     InitSettings,
     JobSettings,
     ListsSettings,
     RecommendSettings,
+    TuneSettings,
 )
 from serving.answer import Answer
 from serving.recommender import Recommender
@@ -86,6 +89,21 @@ def run(settings: JobSettings, console: Console) -> None:
     for user in _examples(context):
         _print_answer(recommender.recommend(user, 5, explain=True), console)
     _print_metrics(context)
+
+
+def tune(settings: TuneSettings, console: Console) -> None:
+    """Search settings and write the best ones where every step finds them."""
+    context = job.open_context(settings, console)
+    for step in (ingest_step, features_step, apply_step):
+        step.run(context)
+    found = tune_settings.run(context, settings)
+    path = (settings.output or context.workspace.tuned).resolve()
+    found.write(path)
+    console.print(
+        f"{path} written; `feastrank run --dataset {settings.dataset}` repeats what depends on it",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def recommend(settings: RecommendSettings, console: Console) -> None:
@@ -161,7 +179,7 @@ def _recommender(workspace: Workspace) -> Recommender:
 def _examples(context: job.Context) -> list[str]:
     """Return the ids of three users of the test slice: with much, some and little history."""
     relevant = pq.read_table(train_step.TrainingFiles(context.workspace.training).relevant)
-    users = pc.unique(relevant.filter(pc.equal(relevant["slice"], train_step.TEST))["user_id"])
+    users = pc.unique(relevant.filter(pc.equal(relevant["slice"], TEST))["user_id"])
     events = features_step.read_events(context.workspace.lake, "user_id")
     counts = (
         events.filter(pc.is_in(events["user_id"], users))

@@ -120,6 +120,47 @@ class ListsSettings(JobSettings):
     )
 
 
+class TuneSettings(JobSettings):
+    """Settings of `feastrank tune`: those of the job, and how long to search."""
+
+    trials: int = Field(
+        30, ge=1, le=100_000, description="Trials of each generator, earlier runs included."
+    )
+    ranker_trials: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        description="Trials of each ranker and of the choice of sources, earlier runs included.",
+    )
+    seconds: float = Field(
+        120.0,
+        gt=0,
+        description="Begin no trial of a model after so long; the same command again goes on.",
+    )
+    jobs: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Trials at a time; above 1 two runs may find different settings.",
+    )
+    validation_slices: int = Field(
+        2, ge=1, le=19, description="Last label slices that settings are judged on."
+    )
+    generators: tuple[str, ...] = Field(
+        (),
+        description="Generators to search, comma-separated; by default those that suit the "
+        "dataset and are quick. Also to be had: mult_vae, word2vec, bpr.",
+    )
+    rankers: tuple[str, ...] = Field(
+        ("lightgbm",), min_length=1, description="Rankers to search: lightgbm, catboost."
+    )
+    output: Path | None = Field(
+        None,
+        description="File of the best settings; by default tuned.json in the dataset's state "
+        "folder, which every step reads.",
+    )
+
+
 class RecommendSettings(DatasetSettings):
     """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
 

@@ -138,6 +138,7 @@ def tune(
     seed: int = 0,
     first: Iterable[Mapping[str, Any]] = (),
     seconds: float | None = None,
+    jobs: int = 1,
     progress: Callable[[int, float, Mapping[str, Any]], None] | None = None,
 ) -> Tuned:
     """Maximise the mean of an objective's values.
@@ -159,9 +160,12 @@ def tune(
     seed
         Of the sampler (tree-structured Parzen estimator).
     first
-        Settings tried first, such as the defaults.
+        Settings tried first, such as the defaults; what the space does not allow is drawn.
     seconds
         No trial is begun after so long; running it again goes on.
+    jobs
+        Trials at a time, in threads; above 1 the order in which they end, and so what is tried
+        next, is chance.
     progress
         Called after each trial with its number, value and settings.
 
@@ -182,7 +186,12 @@ def tune(
     )
     if not found.trials:
         for settings in first:
-            known = {key: settings[key] for key in space if settings.get(key) is not None}
+            known = {
+                key: settings[key]
+                for key, allowed in space.items()
+                if settings.get(key) is not None
+                and (isinstance(allowed, Range) or settings[key] in allowed)
+            }
             found.enqueue_trial(known)
 
     def one(trial: optuna.Trial) -> float:
@@ -202,7 +211,7 @@ def tune(
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = trials - len(found.get_trials(deepcopy=False, states=ended))
     if left > 0:
-        found.optimize(one, n_trials=left, timeout=seconds, callbacks=[report])
+        found.optimize(one, n_trials=left, timeout=seconds, n_jobs=jobs, callbacks=[report])
     complete = found.get_trials(deepcopy=False, states=ended[:1])
     if not complete:
         raise TuningError(f"study {study}: no trial was finished of {trials}; raise trials")

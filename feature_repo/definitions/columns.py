@@ -138,6 +138,12 @@ def candidate_rank(source: str) -> str:
     return f"candidate_{source}_rank"
 
 
+def candidate_inputs(names: Iterable[str]) -> set[str]:
+    """Return the inputs that are a source's score or rank."""
+    mine = {name for name in names if name.startswith("candidate_")}
+    return mine - {CANDIDATE_SOURCE_COUNT}
+
+
 def has_created_time(dataset: Dataset) -> bool:
     """Return whether posts say when they were created."""
     return dataset.posts is not None and dataset.posts.created is not None

@@ -22,8 +22,9 @@ from pipelines.evaluation.split import warm_and_cold_users
 from pipelines.job.context import STEPS, Context, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import data_docs, judge, results_folder
+from pipelines.job.slices import TEST, named_slices
 from pipelines.job.sources import recommend_with
-from pipelines.job.train import TEST, TrainingFiles, named_slices
+from pipelines.job.train import TrainingFiles
 from pipelines.ranking.training_set import LABEL, SLICE, encode, pairs_of
 from pipelines.steps import StepRecord, code_key, content_key, read_json
 from serving.bundle import current_generation, read_manifest

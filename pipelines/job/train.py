@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,10 +23,18 @@ from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import merge_candidates
 from pipelines.candidates.registry import make_generator
 from pipelines.evaluation.metrics import evaluate_lists
-from pipelines.evaluation.split import Slices, TimeSlice, warm_and_cold_users
+from pipelines.evaluation.split import Slices
 from pipelines.job.context import Bar, Context, Progresses, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import judge
+from pipelines.job.slices import (
+    TEST,
+    distinct_users,
+    named_slices,
+    propose,
+    recommendable,
+    sampled,
+)
 from pipelines.job.sources import generators, recommend_with
 from pipelines.ranking.models import RANKERS, Ranker, make_ranker, prediction_cost_us
 from pipelines.ranking.training_set import (
@@ -44,7 +51,6 @@ from pipelines.steps import StepRecord, code_key, content_key, write_json
 from serving.inputs import InputEncoder
 
 NAME = "train"
-TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def run(context: Context) -> StepRecord:
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         context.tuned.hash,
         code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
-        code_key("pipelines.job.sources"),
+        code_key("pipelines.job.sources", "pipelines.job.slices"),
     )
     return context.step(
         NAME, key, [context.workspace.training], lambda bars: _Training(context, bars).run()
@@ -157,28 +163,19 @@ class _Training:
         for position, (name, part) in enumerate(parts):
             past = everything.until(part.start)
             limit = self.settings.test_users if name == TEST else self.settings.users_per_slice
-            liked = _sampled(recommendable(events, part), limit, self.settings.seed + position)
-            candidates = self._candidates(past, liked, bar, position, len(parts))
+            liked = sampled(recommendable(events, part), limit, self.settings.seed + position)
+            fresh = generators(self.context)
+            report = partial(_report, bar, position * len(fresh), len(parts) * len(fresh))
+            candidates = merge_candidates(propose(fresh, past, liked, self.settings, report))
             labelled = label_candidates(candidates, liked, at=part.start, name=name)
             requests.append(labelled if name == TEST else with_positives_only(labelled))
             relevant.append(liked.append_column(SLICE, pa.repeat(name, liked.num_rows)))
         return pa.concat_tables(requests), pa.concat_tables(relevant)
 
-    def _candidates(
-        self, past: Interactions, liked: pa.Table, bar: Bar, part: int, parts: int
-    ) -> pa.Table:
-        users = pc.unique(liked["user_id"]).sort().to_numpy()
-        fresh = generators(self.context)
-        tables = []
-        for position, generator in enumerate(fresh):
-            tables.append(recommend_with(generator.fit(past), users, self.settings))
-            bar(part * len(fresh) + position + 1, parts * len(fresh))
-        return merge_candidates(tables)
-
     def _popular_all_time(self, events: pa.Table, slices: Slices, requests: pa.Table) -> pa.Table:
         past = Interactions.from_table(events).until(slices.test.start)
         tested = requests.filter(pc.equal(requests[SLICE], TEST))
-        users = pc.unique(tested["user_id"]).sort().to_numpy()
+        users = distinct_users(tested)
         baseline = make_generator("popular", {"half_life_days": None})
         return recommend_with(baseline.fit(past), users, self.settings)
 
@@ -254,41 +251,10 @@ class _Training:
         }
 
 
+def _report(bar: Bar, before: int, total: int, done: int) -> None:
+    bar(before + done, total)
+
+
 def _part(bar: Bar, position: int, rankers: int, share: float) -> None:
     """Draw how far the ranker at ``position`` is, in percent of all rankers."""
     bar(round(100 * (position + share)), 100 * rankers)
-
-
-def _sampled(pairs: pa.Table, most_users: int, seed: int) -> pa.Table:
-    """Return the pairs of at most so many users, drawn without looking at anything else."""
-    users = pc.unique(pairs["user_id"]).sort().to_numpy()
-    if len(users) <= most_users:
-        return pairs
-    chosen = np.random.default_rng(seed).choice(users, most_users, replace=False)
-    return pairs.filter(pc.is_in(pairs["user_id"], pa.array(chosen)))
-
-
-def named_slices(slices: Slices) -> list[tuple[str, TimeSlice]]:
-    """Return the label slices and the test slice with their names, in order of time."""
-    labels = [(f"labels {i}", part) for i, part in enumerate(slices.training, 1)]
-    return [*labels, ("validation", slices.validation), (TEST, slices.test)]
-
-
-def recommendable(events: pa.Table, part: TimeSlice) -> pa.Table:
-    """Return the distinct pairs liked within a slice that had no event before it.
-
-    Raises
-    ------
-    SplitError
-        If no user of the slice is known before it.
-    """
-    start = pa.scalar(part.start, pa.timestamp("us", tz="UTC"))
-    before = events.filter(pc.less(events["event_time"], start))
-    inside = events.filter(pa.array(part.contains(events["event_time"])))
-    liked = inside.filter(inside["is_positive"]).select(["user_id", "post_id"])
-    pairs = liked.group_by(["user_id", "post_id"]).aggregate([])
-    new = pairs.join(
-        before.select(["user_id", "post_id"]), pairs.column_names, join_type="left anti"
-    )
-    warm_and_cold_users(before["user_id"], new["user_id"])
-    return new.sort_by([("user_id", "ascending"), ("post_id", "ascending")])

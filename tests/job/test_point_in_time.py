@@ -16,7 +16,8 @@ from feastpack import FeatureReader
 from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import DEFAULT_SOURCES, REQUEST_TIME
 from pipelines.job.context import open_store
-from pipelines.job.train import TEST, TrainingFiles
+from pipelines.job.slices import TEST
+from pipelines.job.train import TrainingFiles
 from serving.recommender import Recommender
 
 
