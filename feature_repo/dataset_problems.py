@@ -1,6 +1,7 @@
 """Say what is wrong with a description: key, what was found, what was expected, what to do."""
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -69,5 +70,6 @@ def _model_inside(annotation: Any) -> type[BaseModel] | None:
 
 
 def _shorten(value: Any, limit: int = 120) -> str:
-    text = repr(value)
+    # Somebody may write a connection where its variable's name belongs.
+    text = re.sub(r"(//[^/@:]*:|password\s*=\s*)[^@'\"]*", r"\1***", repr(value))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

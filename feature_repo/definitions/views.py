@@ -9,7 +9,8 @@ from feast import Entity, FeatureView, Field
 from feast.on_demand_feature_view import OnDemandFeatureView, on_demand_feature_view
 from feast.types import Array, FeastType, Float32, Float64, Int64, String
 
-from feature_repo.dataset import Attribute, Dataset
+from feature_repo.dataset import Dataset
+from feature_repo.dataset_columns import Attribute
 from feature_repo.definitions import columns as c
 from feature_repo.definitions.entities import post, user
 from feature_repo.definitions.sources import feature_table, request

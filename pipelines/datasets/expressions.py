@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.types as pt
 
-from feature_repo.dataset import ImageColumn, Rule, TimeColumn, Weight
+from feature_repo.dataset_columns import ImageColumn, Rule, TimeColumn, Weight
 from pipelines.errors import SourceError
 
 Types = dict[str, pa.DataType]

@@ -37,6 +37,7 @@ from pipelines.datasets.normalise import (
     EVENTS_SCHEMA,
     TEXTS,
     TIME,
+    Before,
     Progress,
     RawTables,
     entity_schema,
@@ -100,7 +101,7 @@ def ingest(
     drop_orphans: bool = False,
     on_progress: Progress | None = None,
 ) -> IngestResult:
-    """Bring a dataset's files into the lake: `read_raw`, then `write_lake`.
+    """Bring a dataset's source into the lake: `read_raw`, then `write_lake`.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def ingest(
     """
     folder = lake.with_name(f".{lake.name}-raw")
     try:
-        raw = read_raw(dataset, base_folder, folder, on_progress)
+        raw = read_raw(dataset, base_folder, folder, on_progress, read_before(dataset, lake))
         return write_lake(raw, lake, drop_orphans=drop_orphans, on_progress=on_progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -154,6 +155,20 @@ def write_lake(
     return result
 
 
+def read_before(dataset: Dataset, lake: Path) -> Before:
+    """Return what the lake's earlier ingests read from databases.
+
+    Nothing if the description reads events in another way now, or from another place.
+    """
+    recover(lake)
+    known = _read_state(lake)
+    followed = known.get("followed", {})
+    same = followed.get("source") == _followed_fingerprint(dataset)
+    reached = followed.get("reached") if same and _has_events(lake) else None
+    types = known.get("types", {}) if _has_events(lake) else {}
+    return Before(reached, types, lake)
+
+
 def recover(lake: Path) -> None:
     """Finish a change of the lake that a killed process had announced, if there is one."""
     if commit.is_pending(lake):
@@ -181,12 +196,16 @@ class _LakeWriter:
     def write(self, *, drop_orphans: bool) -> IngestResult:
         rules = _rules_fingerprint(self.raw.dataset)
         old_parts = sorted((self.lake / "events").glob("*/*.parquet"))
-        known = self._read_state()
+        known = _read_state(self.lake)
         rebuilt = bool(old_parts) and (
             not self.raw.dataset.has_clock or known.get("events_rules") != rules
         )
         if rebuilt:
             self.removed += old_parts
+        if self.raw.before.reached is not None and (rebuilt or not old_parts):
+            raise LakeError(
+                f"{self.lake}: it was changed while events were read; run the same command again"
+            )
         self._open_lake([] if rebuilt else old_parts)
         self._check_keys()
         orphans = self._select_events(drop_orphans=drop_orphans)
@@ -206,7 +225,7 @@ class _LakeWriter:
         topics = self._write_topics()
         kept_parts = [] if rebuilt else old_parts
         new_events = self._write_events(1 + max(map(_part_number, kept_parts), default=-1))
-        self._write_state({"events_rules": rules})
+        self._write_state(rules)
         return IngestResult(
             users=rows["users"],
             posts=rows["posts"],
@@ -448,18 +467,42 @@ class _LakeWriter:
     def _schema_of(self, table: str) -> pa.Schema:
         return self.connection.sql(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema
 
-    def _read_state(self) -> dict[str, str]:
-        path = self.lake / _STATE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-    def _write_state(self, state: dict[str, str]) -> None:
+    def _write_state(self, rules: str) -> None:
+        state: dict[str, Any] = {"events_rules": rules}
+        after = self.raw.after
+        if after.reached is not None:
+            source = _followed_fingerprint(self.raw.dataset)
+            state["followed"] = {"source": source, "reached": after.reached}
+        types = {table: dict(types) for table, types in after.types.items() if types}
+        if types:
+            state["types"] = types
         (self.staging / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def _read_state(lake: Path) -> dict[str, Any]:
+    path = lake / _STATE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _has_events(lake: Path) -> bool:
+    return any((lake / "events").glob("*/*.parquet"))
 
 
 def _rules_fingerprint(dataset: Dataset) -> str:
     """Return a checksum of what the description says about events, but for where they lie."""
     files = {"path", "format", "separator", "header", "encoding", "quote", "nulls"}
-    content = dataset.events.model_dump(mode="json", exclude_defaults=True, exclude=files)
+    place = files | {"connection", "table", "watermark"}
+    return _checksum(dataset.events.model_dump(mode="json", exclude_defaults=True, exclude=place))
+
+
+def _followed_fingerprint(dataset: Dataset) -> str:
+    """Return a checksum of the table whose watermark is followed, and of how it is read."""
+    events = dataset.events
+    column = None if events.watermark is None else events.watermark.column
+    return _checksum([_rules_fingerprint(dataset), events.connection, events.table, column])
+
+
+def _checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

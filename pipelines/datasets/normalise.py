@@ -1,10 +1,10 @@
-"""From source files to raw tables: named, typed columns with the source's own ids.
+"""From a source to raw tables: named, typed columns with the source's own ids.
 
 Nothing is judged here beyond what a column's type demands; whether ids are unique, times in the
 past or labels of two kinds is asked by the gate on the raw tables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feature_repo.dataset import Dataset, EntityTable, Events, Posts, Rule, Source
+from feature_repo.dataset import Dataset, EntityTable, Events, Posts, Source
+from feature_repo.dataset_columns import Rule
 from pipelines.datasets import expressions as sql
 from pipelines.datasets.expressions import Expression
-from pipelines.datasets.files import check_columns, find_files, line_numbers, read_batches
+from pipelines.datasets.parts import Databases, Part, check_types
 from pipelines.errors import SourceError
 
 Progress = Callable[[str, int, float], None]
@@ -42,11 +43,30 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 
-_ROW = "feastrank row"  # the row's place in its file, carried through every query
+_ROW = "feastrank row"  # the row's place in its part, carried through every query
 _SHOWN_VALUES = 3
 _SYNTHETIC_START = "2000-01-01"
 _SYNTHETIC_DAYS = 100
 _SHUFFLE_SEED = 20000101
+
+
+@dataclass(frozen=True)
+class Before:
+    """What earlier ingests read from databases.
+
+    Attributes
+    ----------
+    reached
+        The events' watermark up to which rows were read, as text; None if none were.
+    types
+        The columns' types in the database, by table and column.
+    lake
+        Where that is kept, for messages.
+    """
+
+    reached: str | None = None
+    types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lake: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,10 @@ class RawTables:
         value (double), is_impression, is_positive, weight (0 unless positive), event_order (the
         row's place over all files). Null wherever the source has no value.
 
+    before, after
+        What the reading began with, and what the next one is to begin with. If `before.reached`
+        is not None, `events` holds only the rows from there on.
+
     All times are timestamp[us, UTC]. `validation` can read the files or `table(...)`.
     """
 
@@ -75,6 +99,8 @@ class RawTables:
     users: Path | None
     posts: Path | None
     events: Path
+    before: Before = Before()
+    after: Before = Before()
 
     def table(self, name: str) -> pa.Table:
         """Return `users`, `posts` or `events` in memory."""
@@ -97,35 +123,43 @@ def entity_schema(name: str, source: EntityTable | None) -> pa.Schema:
 
 
 def read_raw(
-    dataset: Dataset, base_folder: Path, folder: Path, on_progress: Progress | None = None
+    dataset: Dataset,
+    base_folder: Path,
+    folder: Path,
+    on_progress: Progress | None = None,
+    before: Before | None = None,
 ) -> RawTables:
-    """Read a dataset's files into raw tables below `folder`, replacing those that are there.
+    """Read a dataset's source into raw tables below `folder`, replacing those that are there.
 
-    Files are read in pieces: memory does not grow with their size, but for the sort of
-    `file_order` and `random_order`, which DuckDB spills to disk.
+    Rows are read in pieces: memory does not grow with their number, but for the sort of
+    `file_order` and `random_order`, which DuckDB spills to disk. All tables of one database are
+    read from one snapshot of it.
+
+    Parameters
+    ----------
+    before
+        What earlier ingests read: events with a watermark are read from there on.
 
     Raises
     ------
     SourceError
-        If a file is missing, empty, damaged or in another encoding, lacks a column, or has values
-        that are not what the description says: times, numbers, lists. All values of a file are
-        looked at before it is raised, so the counts are of the whole file.
+        If a file is missing, empty, damaged or in another encoding, a database cannot be reached,
+        a table is missing, a column is missing or changed its type, or values are not what the
+        description says: times, numbers, lists. All values of a part are looked at before it is
+        raised, so the counts are of the whole part.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    reader = _Reader(base_folder, folder, before or Before(), on_progress)
     entities: dict[str, Path | None] = {"users": None, "posts": None}
-    for name, source in (("users", dataset.users), ("posts", dataset.posts)):
-        if source is not None:
-            target = folder / f"{name}.parquet"
-            plan = _EntityPlan(source, f"{name[:-1]}_id")
-            _convert(source, name, base_folder, target, plan, on_progress)
-            entities[name] = target
-    events = folder / "events.parquet"
-    _convert(
-        dataset.events, "events", base_folder, events, _EventsPlan(dataset.events), on_progress
-    )
+    with reader.databases:
+        for name, source in (("users", dataset.users), ("posts", dataset.posts)):
+            if source is not None:
+                entities[name] = reader.read(name, _EntityPlan(source, f"{name[:-1]}_id"))
+        events = reader.read("events", _EventsPlan(dataset.events))
     if not dataset.has_clock:
         _add_synthetic_times(events, shuffle=dataset.events.time.format == "random_order")
-    return RawTables(dataset, entities["users"], entities["posts"], events)
+    after = Before(reader.reached, reader.types)
+    return RawTables(dataset, entities["users"], entities["posts"], events, reader.before, after)
 
 
 @dataclass(frozen=True)
@@ -206,7 +240,7 @@ class _EventsPlan:
 
 @dataclass
 class _Fault:
-    """Values of one column of one file that are not what they should be."""
+    """Values of one column of one part that are not what they should be."""
 
     column: str
     expected: str
@@ -224,45 +258,69 @@ class _Fault:
 _Faults = dict[tuple[str, str], _Fault]  # by column and by what was expected
 
 
+class _Reader:
+    """Reads the tables of one source, one after another."""
+
+    def __init__(
+        self, base_folder: Path, folder: Path, before: Before, on_progress: Progress | None
+    ) -> None:
+        self.base_folder, self.folder, self.before = base_folder, folder, before
+        self.on_progress = on_progress
+        self.databases = Databases()
+        self.reached = before.reached
+        self.types: dict[str, Mapping[str, str]] = {}
+
+    def read(self, table: str, plan: "_EntityPlan | _EventsPlan") -> Path:
+        """Write one raw table from all of its parts; return its file."""
+        since = self.before.reached if table == "events" else None
+        parts = self.databases.parts(plan.source, table, self.base_folder, since)
+        for part in parts:
+            part.check_columns()
+            check_types(part, self.before.types.get(table, {}), self.before.lake)
+        target = self.folder / f"{table}.parquet"
+        rows = _convert(parts, target, plan, table, self.on_progress)
+        if rows == 0 and since is None:
+            raise SourceError(
+                f"{parts[0].label} has no rows; expected one for each of the {table}; "
+                f"{'fill it' if plan.source.is_database else 'export it again'}"
+            )
+        self.types[table] = parts[0].types
+        if table == "events":
+            self.reached = parts[-1].reached
+        return target
+
+
 def _convert(
-    source: Source,
-    table: str,
-    base_folder: Path,
+    parts: Sequence[Part],
     target: Path,
-    plan: _EntityPlan | _EventsPlan,
+    plan: "_EntityPlan | _EventsPlan",
+    table: str,
     on_progress: Progress | None,
-) -> None:
-    """Write one raw table from all of its files."""
-    files = find_files(base_folder, source, table)
-    for path in files:
-        check_columns(path, source, table)
+) -> int:
+    """Write one raw table from all of its parts; return its rows."""
     temporary = target.with_suffix(".tmp")
     total = 0
     connection = _connect(plan.zone, table)
     with connection, pq.ParquetWriter(temporary, plan.schema, compression="zstd") as writer:
-        for position, path in enumerate(files):
+        for position, part in enumerate(parts):
             faults: _Faults = {}
             start = total
-            for batch, share in read_batches(path, source, table):
+            for batch, share in part.batches():
                 types = dict(zip(batch.column_names, batch.schema.types, strict=True))
                 try:
                     expressions = plan.expressions(types)
                 except SourceError as error:
-                    raise SourceError(f"{table}: {path}: {error}") from error
-                result = _run(connection, batch, expressions, total - start, f"{table}: {path}")
+                    raise SourceError(f"{part.label}: {error}") from error
+                result = _run(connection, batch, expressions, total - start, part.label)
                 _note_faults(result, batch, expressions, faults)
                 writer.write_table(_shape(result, plan.schema, start))
                 total += batch.num_rows
                 if on_progress is not None:
-                    on_progress(f"reading {table}", total, (position + share) / len(files))
+                    on_progress(f"reading {table}", total, (position + share) / len(parts))
             if faults:
-                raise SourceError(_describe(faults, path, source, table, total - start))
-    if total == 0:
-        raise SourceError(
-            f"{table}: {files[0]} has no rows; expected one for each of the {table}; export it "
-            "again"
-        )
+                raise SourceError(_describe(faults, part, plan.source, table, total - start))
     temporary.replace(target)
+    return total
 
 
 def _connect(zone: str, table: str) -> duckdb.DuckDBPyConnection:
@@ -337,13 +395,13 @@ def _shape(result: pa.Table, schema: pa.Schema, start: int) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _describe(faults: _Faults, path: Path, source: Source, table: str, total: int) -> str:
+def _describe(faults: _Faults, part: Part, source: Source, table: str, total: int) -> str:
     lines = []
     for fault in faults.values():
-        where = line_numbers(path, source, fault.rows)
+        where = part.locate(fault.rows)
         shown = ", ".join(f"{at} {value}" for at, value in zip(where, fault.values, strict=True))
         lines.append(
-            f"{table}: {path}: {fault.count:,} of {total:,} rows have a column '{fault.column}' "
+            f"{part.label}: {fault.count:,} of {total:,} rows have a column '{fault.column}' "
             f"that is not {fault.expected} (first: {shown})"
         )
     hint = f", or list texts that mean null in {table}.nulls" if source.format == "csv" else ""

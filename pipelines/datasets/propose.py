@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from feature_repo.dataset import RESERVED_NAMES, Dataset
+from feature_repo.dataset import Dataset
+from feature_repo.dataset_columns import RESERVED_NAMES
 from pipelines.datasets import vocabulary as known_as
 from pipelines.datasets.expressions import quoted
 from pipelines.datasets.sniff import Column, Sniffed

@@ -1,4 +1,4 @@
-"""Step ingest: source files to raw tables, through the raw gates, into the lake."""
+"""Step ingest: the source to raw tables, through the raw gates, into the lake."""
 
 import shutil
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.datasets.fetch import fetch
-from pipelines.datasets.files import find_files
-from pipelines.datasets.lake import recover, write_lake
+from pipelines.datasets.lake import read_before, recover, write_lake
 from pipelines.datasets.normalise import RawTables, read_raw
+from pipelines.datasets.parts import Databases, Stamp
 from pipelines.job.context import Bar, Context, Progresses
 from pipelines.job.gates import judge
 from pipelines.steps import StepRecord, code_key, content_key
@@ -19,7 +19,7 @@ NAME = "ingest"
 
 
 def run(context: Context) -> StepRecord:
-    """Bring the dataset's files into the lake, unless neither they nor the description changed."""
+    """Bring the dataset into the lake, unless neither source nor description changed."""
     recover(context.workspace.lake)
     base = base_folder(context)
     key = content_key(
@@ -27,7 +27,12 @@ def run(context: Context) -> StepRecord:
         context.dataset.fingerprint(),
         _stamps(context, base),
         context.settings.drop_orphans,
-        code_key("pipelines.datasets", "feature_repo.dataset", "validation"),
+        code_key(
+            "pipelines.datasets",
+            "feature_repo.dataset",
+            "feature_repo.dataset_columns",
+            "validation",
+        ),
     )
     return context.step(
         NAME, key, [context.workspace.lake], lambda bars: _ingest(context, base, bars)
@@ -47,17 +52,18 @@ def base_folder(context: Context) -> Path:
     return context.description.parent
 
 
-def _stamps(context: Context, base: Path) -> list[tuple[str, int, int]]:
-    """Return path, size and modification time of every source file."""
+def _stamps(context: Context, base: Path) -> list[Stamp]:
+    """Return the stamp of every file and table of the source."""
     dataset = context.dataset
     tables = {"users": dataset.users, "posts": dataset.posts, "events": dataset.events}
-    files = [
-        file
-        for name, source in tables.items()
-        if source is not None
-        for file in find_files(base, source, name)
-    ]
-    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stamps: list[Stamp] = []
+    with Databases() as databases:
+        for name, source in tables.items():
+            for part in [] if source is None else databases.parts(source, name, base):
+                if source is not None and source.is_database:
+                    part.check_columns()
+                stamps.append(part.stamp())
+    return stamps
 
 
 def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]:
@@ -69,7 +75,8 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
         bar(rows, round(rows / share) if share > 0 else rows)
 
     try:
-        raw = read_raw(context.dataset, base, raw_folder, progress)
+        before = read_before(context.dataset, context.workspace.lake)
+        raw = read_raw(context.dataset, base, raw_folder, progress, before)
         _gate(context, raw)
         result = write_lake(
             raw,
@@ -101,4 +108,10 @@ def _gate(context: Context, raw: RawTables) -> None:
             references[name] = table
     if context.settings.drop_orphans:
         references.clear()
-    judge(context, raw_events(raw.dataset, now, references=references), raw.events, references)
+    suite = raw_events(
+        raw.dataset,
+        now,
+        references=references,
+        is_addition=raw.before.reached is not None,
+    )
+    judge(context, suite, raw.events, references)

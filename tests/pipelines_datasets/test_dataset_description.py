@@ -5,7 +5,8 @@ from dataset_examples import DESCRIPTION, DESCRIPTIONS, EVENTS_ONLY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.dataset import RESERVED_NAMES, Dataset, DatasetError
+from feature_repo.dataset import Dataset, DatasetError
+from feature_repo.dataset_columns import RESERVED_NAMES
 
 
 def test_movielens_says_what_the_source_has():

@@ -6,7 +6,8 @@ from datetime import datetime
 from great_expectations.core import ExpectationSuite
 from great_expectations.expectations.expectation import Expectation
 
-from feature_repo.dataset import Attribute, Dataset, EntityTable
+from feature_repo.dataset import Dataset, EntityTable
+from feature_repo.dataset_columns import Attribute
 from validation.suites import vocabulary as v
 
 MAX_NULL_SHARE = 0.05

@@ -33,7 +33,11 @@ _SECTION = "[events] of the dataset description"
 
 
 def raw_events(
-    dataset: Dataset, now: datetime, *, references: Collection[str] = ()
+    dataset: Dataset,
+    now: datetime,
+    *,
+    references: Collection[str] = (),
+    is_addition: bool = False,
 ) -> ExpectationSuite:
     """Return the suite of the raw events' table.
 
@@ -45,13 +49,16 @@ def raw_events(
         The time of the run, with a zone: events may lie at most a day after it.
     references
         Which of ``users`` and ``posts`` are handed to the gate: events must be of theirs.
+    is_addition
+        Whether the table holds only what was added since an earlier ingest: there may then be
+        little or nothing of it, and no labels of both kinds.
     """
     never_null = [column for column in _TYPES if column != "value"]
     return ExpectationSuite(
         "raw_events",
         expectations=v.flat(
             v.has_columns(list(_TYPES), f"name the source's columns in {_SECTION}"),
-            v.has_rows(2, "events", f"add rows to the source, or check 'path' in {_SECTION}"),
+            [] if is_addition else _enough(),
             [v.is_of_type(c, kind, f"check '{c}' in {_SECTION}") for c, kind in _TYPES.items()],
             [v.is_present(c, "repair or remove these rows in the source") for c in never_null],
             v.lies_between(
@@ -60,10 +67,9 @@ def raw_events(
                 now + CLOCK_TOLERANCE,
                 f"check 'time' in {_SECTION}: its column, format (epoch_s or epoch_ms?) and zone",
             ),
-            _enough(),
             _references(references),
-            _labels(dataset),
-            _numbers(dataset),
+            [] if is_addition else _labels(dataset),
+            _numbers(dataset, varied=not is_addition),
             v.are_unique_together(
                 ["user_id", "post_id", "action", "event_time"],
                 "ingest removes and counts them; if they are not mistakes, check 'time'",
@@ -75,14 +81,18 @@ def raw_events(
 
 
 def _enough() -> list[Expectation]:
+    fix = "nothing can be learned from one; check '{}' in " + _SECTION
     return [
-        v.has_distinct(
-            column,
-            2,
-            f"events must be {by} at least 2 {what} (distinct {column})",
-            f"nothing can be learned from one; check '{column.removesuffix('_id')}' in {_SECTION}",
-        )
-        for column, by, what in (("user_id", "by", "users"), ("post_id", "of", "posts"))
+        v.has_rows(2, "events", f"add rows to the source, or check where it lies in {_SECTION}"),
+        *(
+            v.has_distinct(
+                column,
+                2,
+                f"events must be {by} at least 2 {what} (distinct {column})",
+                fix.format(column.removesuffix("_id")),
+            )
+            for column, by, what in (("user_id", "by", "users"), ("post_id", "of", "posts"))
+        ),
     ]
 
 
@@ -118,14 +128,14 @@ def _labels(dataset: Dataset) -> list[Expectation]:
     return labels
 
 
-def _numbers(dataset: Dataset) -> list[Expectation]:
+def _numbers(dataset: Dataset, *, varied: bool) -> list[Expectation]:
     fix = "repair the source"
     numbers = [
         v.is_finite("value", fix),
         v.is_finite("weight", fix),
         v.lies_between("weight", 0, None, f"check 'weight' in {_SECTION}"),
     ]
-    if dataset.events.value is not None:
+    if varied and dataset.events.value is not None:
         numbers.append(
             v.varies("value", f"it tells nothing; remove 'value' from {_SECTION}", severity="warn")
         )
