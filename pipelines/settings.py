@@ -95,6 +95,11 @@ class JobSettings(DatasetSettings):
         description="Moment (UTC) that online features and recommendations are for; by default "
         "now, or the last event's time if that is more than 28 days ago.",
     )
+    ablation: bool = Field(
+        True,
+        description="Show in the report what the ranker loses on validation without each group "
+        "of inputs; takes some seconds.",
+    )
     max_metric_drop: float = Field(
         0.1,
         ge=0,

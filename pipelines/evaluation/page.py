@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pipelines.evaluation import plots
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.report import Difference, ModelResult, RecallCurve, Report
+    from pipelines.evaluation.report import Difference, GroupLoss, ModelResult, RecallCurve, Report
 
 # The metrics shown, in the order of the columns.
 METRIC_NAMES = {
@@ -41,6 +41,7 @@ def render(report: Report) -> str:
             metric_names=METRIC_NAMES,
             tables=[_metrics_table(report, k) for k in report.cutoffs],
             importances=_importances(report),
+            ablation=[(one, _share_of(report, one)) for one in report.ablation],
             curves=_curves(report),
             figures={name: Markup(svg) for name, svg in _figures(report).items()},
         )
@@ -128,6 +129,10 @@ def _importances(report: Report) -> dict[str, float]:
     return dict(ordered)
 
 
+def _share_of(report: Report, group: GroupLoss) -> float:
+    return sum(report.feature_importances.get(name, 0.0) for name in group.inputs)
+
+
 def _curves(report: Report) -> list[RecallCurve]:
     return sorted(report.candidate_recall, key=lambda curve: (-curve.recall[-1], curve.source))
 
@@ -177,6 +182,16 @@ def _figures(report: Report) -> dict[str, str]:
         shown = dict(list(_importances(report).items())[:_IMPORTANCES_SHOWN])
         figures["importances"] = plots.importance_plot(
             shown, title="What the ranker relies on", x_label="share of total importance"
+        )
+    if report.ablation:
+        figures["ablation"] = plots.interval_plot(
+            [
+                plots.Dot(one.group, one.loss.mean, one.loss.low, one.loss.high, one.loss.low > 0)
+                for one in report.ablation
+            ],
+            title="Loss of NDCG@10 without a group of inputs",
+            x_label="NDCG@10 on validation with all inputs minus without, 95 % interval",
+            zero=True,
         )
     if report.calibration:
         figures["calibration"] = plots.calibration_plot(

@@ -156,6 +156,15 @@ class RankerTrial(_Content):
     chosen: bool
 
 
+class GroupLoss(_Content):
+    """What is lost on validation without a group of inputs: NDCG@10 with all minus without."""
+
+    group: str
+    inputs: tuple[str, ...]
+    ndcg_10: Share
+    loss: Estimate
+
+
 class Calibration(_Content):
     """How well scores, mapped to probabilities, say what happens.
 
@@ -197,6 +206,8 @@ class Report(_Content):
         One curve for each source, and one named "union".
     feature_importances
         Feature name to share of the chosen ranker's total importance.
+    ablation
+        One for each group of inputs, the greatest loss first; empty if it was not asked for.
     """
 
     run: Run
@@ -205,6 +216,7 @@ class Report(_Content):
     candidate_recall: tuple[RecallCurve, ...]
     rankers: tuple[RankerTrial, ...]
     feature_importances: Mapping[str, Share]
+    ablation: tuple[GroupLoss, ...] = ()
     calibration: Calibration | None
     cold_users: ColdUsers
     gates: tuple[GateOutcome, ...]

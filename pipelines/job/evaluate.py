@@ -19,7 +19,8 @@ from pipelines.evaluation import report as r
 from pipelines.evaluation.calibration import Sigmoid, expected_calibration_error, reliability_bins
 from pipelines.evaluation.metrics import Evaluation, evaluate_lists, recall_curve, union_of_sources
 from pipelines.evaluation.split import warm_and_cold_users
-from pipelines.job.context import STEPS, Context, open_store
+from pipelines.job.ablation import ablation
+from pipelines.job.context import STEPS, Context, Progresses, open_store
 from pipelines.job.features import read_events, slices_of
 from pipelines.job.gates import data_docs, judge, results_folder
 from pipelines.job.slices import TEST, named_slices
@@ -46,9 +47,14 @@ def run(context: Context) -> StepRecord:
     A model that its gate refuses leaves a report but no record, so that nothing publishes it.
     """
     train = context.trained()
-    key = content_key(NAME, train.key, code_key("pipelines.evaluation", "pipelines.job.evaluate"))
+    key = content_key(
+        NAME,
+        train.key,
+        context.settings.ablation,
+        code_key("pipelines.evaluation", "pipelines.job.evaluate", "pipelines.job.ablation"),
+    )
     outputs = [context.workspace.reports / name for name in ("report.json", "report.html")]
-    return context.step(NAME, key, outputs, lambda _: _Evaluation(context).run())
+    return context.step(NAME, key, outputs, lambda bars: _Evaluation(context).run(bars))
 
 
 def report_of(context: Context) -> r.Report:
@@ -93,7 +99,7 @@ class _Evaluation:
         relevant = pq.read_table(self.files.relevant)
         self.relevant = relevant.filter(pc.equal(relevant[SLICE], TEST))
 
-    def run(self) -> Mapping[str, Any]:
+    def run(self, bars: Progresses) -> Mapping[str, Any]:
         lists = self._lists()
         warm, cold = warm_and_cold_users(self.past["user_id"], self.relevant["user_id"])
         of_warm = {name: self.measure(table, warm) for name, table in lists.items()}
@@ -107,6 +113,9 @@ class _Evaluation:
             candidate_recall=self._recall(lists, warm),
             rankers=self._rankers(),
             feature_importances=self.ranker.importances(),
+            ablation=ablation(self.context, self.slices, bars)
+            if self.context.settings.ablation
+            else (),
             calibration=self._calibration(lists[RANKED]),
             cold_users=self._cold(lists, cold),
             gates=self._gates(),

@@ -25,7 +25,7 @@ from pipelines.evaluation.report import Report, best_source, metrics_console, wr
 
 USERS, POSTS, LIST = 150, 400, 100
 SECTIONS = ["run", "metrics", "differences", "candidate-recall", "rankers", "importances"]
-SECTIONS += ["calibration", "cold-users", "gates"]
+SECTIONS += ["ablation", "calibration", "cold-users", "gates"]
 
 
 def _lists(skill: float, relevant: np.ndarray, rng: np.random.Generator) -> pa.Table:
@@ -117,6 +117,18 @@ def make_report() -> Report:
             ),
         ),
         feature_importances={f"user_topic_like_rate_{i}d": 0.9 / 2**i for i in range(1, 25)},
+        ablation=tuple(
+            contents.GroupLoss(
+                group=group,
+                inputs=inputs,
+                ndcg_10=0.2417 - loss,
+                loss=contents.Estimate(mean=loss, low=loss - 0.02, high=loss + 0.02),
+            )
+            for group, inputs, loss in (
+                ("candidate scores and ranks", ("user_topic_like_rate_1d",), 0.05),
+                ("user_activity", ("user_topic_like_rate_2d", "user_topic_like_rate_3d"), -0.003),
+            )
+        ),
         calibration=contents.Calibration(
             method="A sigmoid fitted on the validation slice, checked on the test slice.",
             bins=bins,
@@ -199,7 +211,7 @@ def test_references_inside_the_page_lead_somewhere(files):
 def test_all_sections_and_plots_are_there(files):
     html = files[1]
     assert re.findall(r'<section id="([\w-]+)">', html) == SECTIONS
-    assert html.count("<svg ") == 7
+    assert html.count("<svg ") == 8
     for label in (
         "NDCG@10, mean over users",
         "recall@k",
@@ -265,6 +277,7 @@ def test_sparse_report_is_still_a_page(report, tmp_path):
             "candidate_recall": (),
             "rankers": (),
             "feature_importances": {},
+            "ablation": (),
             "calibration": None,
             "cold_users": contents.ColdUsers(users=0),
             "gates": (),
@@ -273,8 +286,24 @@ def test_sparse_report_is_still_a_page(report, tmp_path):
     html = write_report(bare, tmp_path)[1].read_text()
     assert re.findall(r'<section id="([\w-]+)">', html) == SECTIONS
     assert "Not measured in this run." in html
+    assert "pass --ablation" in html
     assert "Every user of the test slice has an earlier event." in html
     assert "This dataset has no clock" in html
+
+
+def test_groups_of_inputs_show_their_loss_and_share(report, tmp_path):
+    html = write_report(report, tmp_path)[1].read_text()
+    first, second = re.findall(
+        r"<tr><th scope=\"row\">(?:candidate scores|user_activity).*?</tr>", html
+    )
+    # Importances halve from 0.45 on.
+    assert re.findall(r"<td>(.*?)</td>", first) == [
+        *("1", "45.0%", "0.1917", "+0.0500", "+0.0300 to +0.0700"),
+    ]
+    assert re.findall(r"<td>(.*?)</td>", second) == [
+        *("2", "33.8%", "0.2447", "-0.0030", "-0.0230 to +0.0170"),
+    ]
+    assert "Loss of NDCG@10 without a group of inputs" in html
 
 
 def test_names_are_escaped(report, tmp_path):
