@@ -97,6 +97,11 @@ COMMANDS = {
         "pipelines.settings:InitSettings",
         "pipelines.commands:init",
     ),
+    "simulate": Command(
+        "A social feed of any size with a known taste: tables, description, truth.",
+        "pipelines.settings:SimulateSettings",
+        "pipelines.simulation.command:simulate_feed",
+    ),
     "doctor": Command(
         "What is installed, reachable, published, stale.",
         "pipelines.settings:DatasetSettings",

@@ -15,6 +15,7 @@
     │                       (also a ValueError)
     ├── TuningError         a search for settings that found none
     ├── FeatureError        features that cannot be computed
+    ├── SimulationError     a feed that cannot be simulated, or whose truth cannot be read
     └── MissingStepError    a step whose forerunner has not been run
 """
 
@@ -65,3 +66,7 @@ class FeatureError(PipelineError):
 
 class MissingStepError(PipelineError):
     """A step that needs the result of another one, which has not been run."""
+
+
+class SimulationError(PipelineError):
+    """A feed that cannot be simulated as asked, or whose truth cannot be read."""
