@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import redis
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.cluster import RedisCluster
@@ -98,7 +99,16 @@ def ask(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[An
     OnlineStoreError
         If Redis fails.
     """
+    return ask_beside(client, questions, book, ())[0]
+
+
+def ask_beside(
+    client: Any, questions: Sequence[Question], book: SchemaBook, others: Sequence[bytes]
+) -> tuple[list[Answer], list[bytes | None]]:
+    """As :func:`ask`; the same round trip also fetches the plain values of other keys."""
     keys = [question.keys for question in questions]
+    if others:
+        keys = [*keys, pa.array(others, pa.binary())]
     count = sum(map(len, keys))
     try:
         if not count:
@@ -115,8 +125,8 @@ def ask(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[An
                 book.learn(question.layout, client.hgetall(question.layout.keys.schemas_key))
                 answers.append(book.decode(question, part))
     except redis.exceptions.RedisError as error:
-        raise translated(error, f"reading {count} rows from Redis") from error
-    return answers
+        raise translated(error, f"reading {count} values from Redis") from error
+    return answers, stored[count - len(others) :]
 
 
 async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[Answer]:

@@ -18,7 +18,7 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feastpack import ondemand
 from feastpack.errors import FeastpackError, RequestError, SchemaError, UnsupportedError
 from feastpack.frame import Frame, ViewRows
-from feastpack.lookup import Answer, Question, ask, ask_async, oldest_valid
+from feastpack.lookup import Answer, Question, ask, ask_async, ask_beside, oldest_valid
 from feastpack.online import PackedRedisOnlineStore
 from feastpack.plan import Plan, ViewPlan, make_plan
 
@@ -46,6 +46,24 @@ class _Request(NamedTuple):
             values = self.arrays[name]
             return pa.array(values) if isinstance(values, np.ndarray) else values
         return pa.repeat(pa.scalar(_plain(self.scalars[name])), self.length)
+
+
+class Begun(NamedTuple):
+    """What :meth:`FeatureReader.begin` has read so far.
+
+    Attributes
+    ----------
+    plan
+        What the answers belong to.
+    answers
+        By position in the plan's views, one row each.
+    beside
+        Values of the other keys, in their order; None where there is none.
+    """
+
+    plan: Plan
+    answers: dict[int, Answer]
+    beside: list[bytes | None]
 
 
 class FeatureReader:
@@ -109,6 +127,7 @@ class FeatureReader:
         entities: Mapping[str, Any],
         request_data: Mapping[str, Any] | None = None,
         full_feature_names: bool = False,
+        begun: Begun | None = None,
     ) -> Frame:
         """Read features of n entities.
 
@@ -123,6 +142,8 @@ class FeatureReader:
             What on-demand views need of the request, in the same form.
         full_feature_names
             Whether features are called ``view__feature``.
+        begun
+            What :meth:`begin` returned for the same features and entities: it is not read again.
 
         Returns
         -------
@@ -140,12 +161,51 @@ class FeatureReader:
         """
         plan = self._plan(features, full_feature_names)
         request = _request(plan, entities, request_data or {})
-        answers = ask(
-            self._online.client(self._store.config),
-            self._questions(plan, request),
-            self._online.book,
-        )
-        return self._frame(plan, request, answers)
+        # Features that were changed since it began are read anew.
+        known = begun.answers if begun is not None and begun.plan is plan else {}
+        rest = [place for place in range(len(plan.views)) if place not in known]
+        views = [plan.views[place] for place in rest]
+        client = self._online.client(self._store.config)
+        found = ask(client, self._questions(views, request), self._online.book)
+        answers = {**known, **dict(zip(rest, found, strict=True))}
+        return self._frame(plan, request, [answers[place] for place in range(len(plan.views))])
+
+    def begin(
+        self,
+        features: Features,
+        entities: Mapping[str, Any],
+        beside: Sequence[bytes] = (),
+        full_feature_names: bool = False,
+    ) -> Begun:
+        """Read, with one round trip, the views that some entities determine, and other keys.
+
+        For who knows one entity of a request (the user) before the others (the posts).
+
+        Parameters
+        ----------
+        features
+            As of :meth:`read`.
+        entities
+            One value by join key; views that need other join keys are left to :meth:`read`.
+        beside
+            Keys of plain values that lie in the same Redis.
+
+        Raises
+        ------
+        RequestError, OnlineStoreError
+            As :meth:`read`.
+        """
+        plan = self._plan(features, full_feature_names)
+        request = _Request(dict(entities), {}, 1)
+        places = [
+            place
+            for place, view in enumerate(plan.views)
+            if view.join_keys and all(name in entities for name in view.join_keys.values())
+        ]
+        questions = self._questions([plan.views[place] for place in places], request)
+        client = self._online.client(self._store.config)
+        answers, values = ask_beside(client, questions, self._online.book, beside)
+        return Begun(plan, dict(zip(places, answers, strict=True)), values)
 
     async def read_async(
         self,
@@ -158,7 +218,7 @@ class FeatureReader:
         plan = self._plan(features, full_feature_names)
         request = _request(plan, entities, request_data or {})
         client = self._online.async_client(self._store.config)
-        answers = await ask_async(client, self._questions(plan, request), self._online.book)
+        answers = await ask_async(client, self._questions(plan.views, request), self._online.book)
         return self._frame(plan, request, answers)
 
     def prepare(self, features: Features, full_feature_names: bool = False) -> Plan:
@@ -195,9 +255,9 @@ class FeatureReader:
         self._plans[key] = (wanted, plan)
         return plan
 
-    def _questions(self, plan: Plan, request: _Request) -> list[Question]:
+    def _questions(self, views: Sequence[ViewPlan], request: _Request) -> list[Question]:
         try:
-            return [self._question(view, request) for view in plan.views]
+            return [self._question(view, request) for view in views]
         except (SchemaError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise RequestError(str(error)) from error
 

@@ -21,7 +21,9 @@ def serve(settings: ServeSettings, console: Console) -> None:
     def open_recommender() -> Recommender:
         store = open_store(workspace)
         timeout_s = settings.redis_timeout_ms / 1000
-        return Recommender(workspace.bundles, store, redis_timeout_s=timeout_s)
+        return Recommender(
+            workspace.bundles, store, redis_timeout_s=timeout_s, event_room=settings.event_room
+        )
 
     recommenders = PublishedRecommender(
         open_recommender,

@@ -11,15 +11,22 @@ from typing import Annotated, Any
 import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI, Query
+from fastapi import Path as FastPath
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from serving.answer import Answer
-from serving.errors import OnlineStateError
+from serving.errors import EventsRefusedError, OnlineStateError
+from serving.events import Status
 from serving.messages import (
     MAX_LISTED,
+    MAX_RECOMMENDED,
     Context,
+    EventBatch,
+    EventResult,
+    EventsAnswer,
+    EventsRequest,
     ExternalId,
     FeaturesAnswer,
     Health,
@@ -29,6 +36,8 @@ from serving.messages import (
     RankRequest,
     Readiness,
     RecommendRequest,
+    SimilarAnswer,
+    SimilarPost,
     Version,
 )
 from serving.metrics import Metrics
@@ -37,10 +46,11 @@ from serving.published import RecommenderProvider
 from serving.settings import HttpSettings
 from serving.transport import Limited, Measured
 
-_INVALID, _UNKNOWN, _TOO_LARGE = (
+_INVALID, _UNKNOWN, _TOO_LARGE, _NOT_NOW = (
     HTTPStatus.UNPROCESSABLE_ENTITY,
     HTTPStatus.NOT_FOUND,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.SERVICE_UNAVAILABLE,
 )
 
 
@@ -108,6 +118,8 @@ class _Service:
         either = documented(_INVALID, _TOO_LARGE, _UNKNOWN)
         app.post("/recommend", responses=invalid)(self.recommend)
         app.post("/rank", responses=either)(self.rank)
+        app.get("/similar/{post_id:path}", responses=either)(self.similar)
+        app.post("/events", responses=documented(_INVALID, _TOO_LARGE, _NOT_NOW))(self.events)
         app.get("/features", responses=documented(_INVALID, _UNKNOWN))(self.features)
         app.get("/health")(self.health)
         app.get("/ready")(self.ready)
@@ -135,6 +147,42 @@ class _Service:
             request.user_id, request.post_ids, now=_moment(request.context)
         )
         return self._ranked(answer)
+
+    def similar(
+        self,
+        post_id: Annotated[ExternalId, FastPath(examples=["50"])],
+        k: Annotated[int, Query(ge=1, le=MAX_RECOMMENDED)] = 10,
+    ) -> SimilarAnswer:
+        """Return the posts that the same people like."""
+        recommender = self.recommenders.current()
+        found, degraded = recommender.similar(post_id, k)
+        degraded = (*degraded, *self.recommenders.degraded)
+        self.metrics.count_degraded(degraded)
+        posts = [
+            SimilarPost(post_id=one.post, title=one.title, score=one.score or 0.0) for one in found
+        ]
+        generation = recommender.manifest.generation
+        return SimilarAnswer(
+            post_id=post_id, bundle=generation, degraded=list(degraded), posts=posts
+        )
+
+    def events(self, request: EventsRequest) -> EventsAnswer:
+        """Keep what users did; the next answer to them reflects it."""
+        recommender = self.recommenders.current()
+        sent = request.events if isinstance(request, EventBatch) else [request]
+        try:
+            outcomes = recommender.record([one.event() for one in sent])
+        except EventsRefusedError as error:
+            self.metrics.count_degraded((error.reason,))
+            raise
+        self.metrics.count_events(one.status for one in outcomes)
+        results = [
+            EventResult(event_id=one.event_id, status=one.status, detail=one.detail)
+            for one in outcomes
+        ]
+        accepted = sum(one.status == Status.ACCEPTED for one in outcomes)
+        generation = recommender.manifest.generation
+        return EventsAnswer(bundle=generation, accepted=accepted, results=results)
 
     def features(
         self,

@@ -10,15 +10,17 @@ Files of a generation: ``manifest.json``; ``registry.db`` (Feast's, as the featu
 materialized); ``ranker.txt`` (LightGBM) or ``ranker.cbm`` (CatBoost);
 ``categories.json`` (values of the string inputs); ``popular.npz`` (``post_ids`` int64,
 ``scores`` float32, best first: what unknown users get); ``users.parquet`` (external_id string,
-user_id int64); ``posts.parquet`` (external_id string, post_id int64, title string or null).
+user_id int64); ``posts.parquet`` (external_id string, post_id int64, title string or null);
+``events.json`` (what events mean, see `serving.event_rules`); ``fresh.json`` and the arrays and
+indexes of `serving.fresh`.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,9 @@ class Manifest:
         Versions of the libraries that made it.
     files
         Sha256 of every file but this one.
+    indexes
+        By file: metric, size and measured recall of the indexes of post vectors. They only make
+        answers faster, so a missing or damaged one does not keep a bundle from being opened.
     """
 
     generation: str
@@ -79,6 +84,7 @@ class Manifest:
     metrics: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, str]
+    indexes: dict[str, Any] = field(default_factory=dict)
 
 
 def publish(
@@ -185,12 +191,22 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
+        if name in manifest.indexes:
+            continue
         found = checksum(folder / name) if (folder / name).exists() else "no such file"
         if found != expected:
             raise BundleError(
                 f"{folder / name}: sha256 {found}, expected {expected}; publish again"
             )
     return manifest
+
+
+def whole_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, bool]:
+    """Return for each of some files whether it is there as it was published."""
+    return {
+        name: (folder / name).exists() and checksum(folder / name) == manifest.files.get(name)
+        for name in names
+    }
 
 
 def roll_back(bundles: Path, missing: Callable[[Manifest], str | None]) -> tuple[str, Manifest]:

@@ -8,7 +8,9 @@
     ├── ContractError       features and model do not agree on the ranker's inputs
     ├── BundleError         no published bundle, or one that is damaged
     ├── UnknownIdError      a user or post that the bundle does not know
-    └── OnlineStateError    lists or features that Redis should hold could not be read
+    ├── OnlineStateError    lists or features that Redis should hold could not be read
+    ├── IndexUnavailableError  the index of post vectors is missing or damaged
+    └── EventsRefusedError  events cannot be kept now; whoever sent them may try again
 """
 
 
@@ -44,6 +46,26 @@ class OnlineStateError(ServingError):
     reason
         A word for answers and metrics: ``lists_unavailable``, ``lists_damaged`` or
         ``features_unavailable``.
+    message
+        What failed.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class IndexUnavailableError(ServingError):
+    """The index of post vectors is missing or damaged; exact search takes its place."""
+
+
+class EventsRefusedError(ServingError):
+    """Events cannot be kept now, so none of them was accepted; whoever sent them may try again.
+
+    Parameters
+    ----------
+    reason
+        A word for answers and metrics: ``events_full`` or ``events_unavailable``.
     message
         What failed.
     """

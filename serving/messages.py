@@ -3,17 +3,37 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    Tag,
+)
 
 from serving.answer import Answer
+from serving.events import Event, Status
 
 MAX_RECOMMENDED = 1000
 MAX_LISTED = 1000
+MAX_EVENTS = 500
+_LARGEST = 1e15
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 ExternalId = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
+ShortText = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+# Whole numbers beyond the largest would not survive being stored as floating-point ones.
+Finite = (
+    Annotated[StrictInt, Field(ge=-_LARGEST, le=_LARGEST)]
+    | Annotated[StrictFloat, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
+)
 
 
 class Context(BaseModel):
@@ -150,6 +170,100 @@ class FeaturesAnswer(BaseModel):
     bundle: str = Field(description="The generation that answered.")
     degraded: list[str] = Field(description="As of /recommend; without Redis there are no rows.")
     rows: list[PostFeatures] = Field(description="One per post, in the order asked.")
+
+
+class SimilarPost(BaseModel):
+    """One similar post."""
+
+    post_id: str = Field(description="The source's id.")
+    title: str | None = Field(description="Its title, if the source has one.")
+    score: float = Field(description="Cosine of the angle between both posts' vectors.")
+
+
+class SimilarAnswer(BaseModel):
+    """Posts that the same people like."""
+
+    post_id: str = Field(description="As asked.")
+    bundle: str = Field(description="The generation that answered.")
+    degraded: list[str] = Field(description="index_unavailable: found by exact search, slower.")
+    posts: list[SimilarPost] = Field(description="Most similar first; none without likes.")
+
+
+class NewEvent(BaseModel):
+    """One thing that a user did to a post."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"event_id": "e-1", "user_id": "42", "post_id": "50", "value": 5}]
+        },
+    )
+
+    event_id: ExternalId = Field(description="Chosen by the sender; one id is kept once.")
+    user_id: ExternalId = Field(description="The source's id.")
+    post_id: ExternalId = Field(description="The source's id.")
+    action: ExternalId | None = Field(
+        None, description="As in the source; to be left out where the dataset has only one."
+    )
+    value: Finite | None = Field(
+        None, description="The dataset's value (rating, seconds), where it has one."
+    )
+    time: AwareDatetime | None = Field(
+        None,
+        ge=_EARLIEST,
+        lt=_LATEST,
+        description="When it happened; by default the bundle's moment, or now.",
+    )
+    fields: dict[ExternalId, StrictBool | Finite | ShortText] = Field(
+        default_factory=dict,
+        max_length=20,
+        description="Values of further columns that the dataset's rules read.",
+    )
+
+    def event(self) -> Event:
+        """Return the event as serving knows it."""
+        return Event(
+            event_id=self.event_id,
+            user=self.user_id,
+            post=self.post_id,
+            action=self.action,
+            value=self.value,
+            time=self.time,
+            fields=dict(self.fields),
+        )
+
+
+class EventBatch(BaseModel):
+    """Several events; all that are new and valid are kept at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[NewEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+EventsRequest = Annotated[
+    Annotated[NewEvent, Tag("event")] | Annotated[EventBatch, Tag("batch")],
+    Discriminator(lambda body: "batch" if isinstance(body, dict) and "events" in body else "event"),
+]
+
+
+class EventResult(BaseModel):
+    """What became of one event."""
+
+    event_id: str = Field(description="As sent.")
+    status: Status = Field(
+        description="accepted; duplicate: the id was kept before; unknown_user, unknown_post: the "
+        "bundle does not know it; invalid: see detail. Only accepted ones are kept."
+    )
+    detail: str | None = Field(None, description="What is wrong with an invalid event.")
+
+
+class EventsAnswer(BaseModel):
+    """What became of the events, in the order sent."""
+
+    bundle: str = Field(description="The generation that knows the ids.")
+    accepted: int = Field(description="How many events were kept now.")
+    results: list[EventResult] = Field(description="One per event.")
 
 
 class Health(BaseModel):

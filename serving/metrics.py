@@ -36,6 +36,7 @@ class Metrics(Collector):
         self._guard = threading.Lock()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._degraded: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
         # By endpoint: requests per bucket, the last one without a bound; and the sum of seconds.
         self._buckets: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BOUNDS_S) + 1))
         self._seconds: dict[str, float] = defaultdict(float)
@@ -54,6 +55,11 @@ class Metrics(Collector):
         with self._guard:
             self._degraded.update(reasons)
 
+    def count_events(self, statuses: Iterable[str]) -> None:
+        """Count events that were sent, each under what became of it."""
+        with self._guard:
+            self._events.update(statuses)
+
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -61,7 +67,8 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; prometheus_client calls this."""
         with self._guard:
-            yield from [self._requests_family(), self._seconds_family(), self._degraded_family()]
+            yield from [self._requests_family(), self._seconds_family()]
+            yield from [self._degraded_family(), self._events_family()]
         bundle = GaugeMetricFamily(
             "feastrank_bundle", "1 for the bundle that answers.", labels=["bundle"]
         )
@@ -82,6 +89,14 @@ class Metrics(Collector):
         )
         for reason, count in self._degraded.items():
             family.add_metric([reason], count)
+        return family
+
+    def _events_family(self) -> Metric:
+        family = CounterMetricFamily(
+            "feastrank_events", "Events sent, by what became of them.", labels=["status"]
+        )
+        for status, count in self._events.items():
+            family.add_metric([status], count)
         return family
 
     def _seconds_family(self) -> Metric:

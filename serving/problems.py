@@ -9,12 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.errors import UnknownIdError
+from serving.errors import BundleError, EventsRefusedError, UnknownIdError
 from serving.messages import FieldProblem, Problem
 
 PROBLEM_JSON = "application/problem+json"
 _SHOWN_ERRORS = 20
 _SHOWN_CHARACTERS = 100
+_RETRY_AFTER_S = 5
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
@@ -46,6 +47,8 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(UnknownIdError, _unknown)
+    app.add_exception_handler(EventsRefusedError, _not_now)
+    app.add_exception_handler(BundleError, _no_events)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -72,6 +75,18 @@ def _refused(request: Request, error: Exception) -> Response:
 def _unknown(request: Request, error: Exception) -> Response:
     detail = "a post is not in the published bundle; /version names it"
     return problem_response(HTTPStatus.NOT_FOUND, detail)
+
+
+def _not_now(request: Request, error: Exception) -> Response:
+    reason = error.reason if isinstance(error, EventsRefusedError) else None
+    detail = f"{reason}: no event was kept; send the same ones again later"
+    headers = {"Retry-After": str(_RETRY_AFTER_S)}
+    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=headers)
+
+
+def _no_events(request: Request, error: Exception) -> Response:
+    detail = "the published bundle does not say what events mean; publish again"
+    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, detail)
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import redis
 from feast import FeatureStore
 from numpy.typing import NDArray
@@ -18,20 +17,22 @@ from feastpack import FeatureReader
 from feastpack.errors import FeastpackError
 from feature_repo.definitions.columns import REQUEST_TIME
 from serving.answer import Answer, Reason, Recommendation
-from serving.bundle import Manifest, open_current
+from serving.bundle import Manifest, open_current, whole_files
 from serving.candidates import Candidates, union
+from serving.catalogue import Catalogue
 from serving.connection import limit_waiting
-from serving.errors import ContractError, OnlineStateError, UnknownIdError
+from serving.errors import BundleError, ContractError, OnlineStateError
+from serving.event_rules import EventRules
+from serving.events import Event, EventLog, Outcome
+from serving.fresh import FreshSources
 from serving.generation import generation_contract, generation_store
-from serving.ids import IdMap
+from serving.history import without
 from serving.inputs import InputEncoder
-from serving.lists import SourceList, key_prefix, read_list
 from serving.ranker import Scorer, load_ranker
 from serving.rules import admitted, by_popularity
+from serving.user_state import UserState, read_user_state
 
 logger = logging.getLogger(__name__)
-
-_NOTHING = SourceList(np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 class Recommender:
@@ -46,6 +47,8 @@ class Recommender:
         What the features are comes from the bundle.
     redis_timeout_s
         Deadline of each call of Redis; None waits as the connection string says.
+    event_room
+        How many events may wait in Redis to be drained; beyond it, events are refused.
 
     Raises
     ------
@@ -54,7 +57,12 @@ class Recommender:
     """
 
     def __init__(
-        self, bundles: Path, store: FeatureStore, *, redis_timeout_s: float | None = None
+        self,
+        bundles: Path,
+        store: FeatureStore,
+        *,
+        redis_timeout_s: float | None = None,
+        event_room: int = 1_000_000,
     ) -> None:
         folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
@@ -65,19 +73,18 @@ class Recommender:
             limit_waiting(self._redis, redis_timeout_s)
         self._reader = FeatureReader(store)
         self._reader.prepare(manifest.contract["service"])
-        self._prefix = key_prefix(manifest.project, manifest.generation)
         self._encoder = InputEncoder.load(folder / "categories.json", contract)
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
-        self._users = IdMap.read(folder / "users.parquet", "user_id")
-        self._posts = IdMap.read(folder / "posts.parquet", "post_id")
-        titles = pq.read_table(folder / "posts.parquet").sort_by("post_id")
-        self._post_ids = titles["post_id"].to_numpy()
-        self._external = titles["external_id"]
-        self._titles = titles["title"]
-        with np.load(folder / "popular.npz", allow_pickle=False) as popular:
-            self._popular = SourceList(popular["post_ids"], popular["scores"])
-        self._popular_ids = self._popular.post_ids.astype(np.int64)
+        self._catalogue = Catalogue(folder)
+        self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
+        self._events = self._open_events(EventRules.load(folder), event_room)
         self._reported: str | None = None
+
+    def _open_events(self, rules: EventRules | None, room: int) -> EventLog | None:
+        if rules is None:
+            return None
+        users, posts = self._catalogue.users, self._catalogue.posts
+        return EventLog(self._redis, self.manifest.project, rules, users, posts, room)
 
     def recommend(
         self,
@@ -107,16 +114,18 @@ class Recommender:
             Whether each post comes with its reason.
         """
         start = time.perf_counter()
-        user_id = self._users.find(user)
-        rule = self._dense(exclude), None if only is None else self._dense(only)
+        user_id = self._catalogue.users.find(user)
+        allowed = None if only is None else self._catalogue.known(only)
+        rule = self._catalogue.known(exclude), allowed
         try:
-            proposed, degraded = self._candidates(user_id)
+            state, proposed, degraded = self._candidates(user_id)
             candidates = proposed.about(admitted(proposed.post_ids, *rule))
-            best = self._best(user_id, candidates, now or self._moment(), k, explain)
+            best = self._best(state, candidates, now or self.moment(), k, explain)
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
-            best = self._most_popular(admitted(self._popular_ids, *rule)[:k], explain)
+            popular = admitted(self._catalogue.popular_ids, *rule)[:k]
+            best = self._catalogue.most_popular(popular, explain)
             degraded = (error.reason,)
         return self._answer(user, user_id, best, degraded, start)
 
@@ -129,18 +138,57 @@ class Recommender:
             If a post is not in the bundle.
         """
         start = time.perf_counter()
-        user_id = self._users.find(user)
-        wanted = np.array([self._known_post(post) for post in dict.fromkeys(posts)], np.int64)
+        user_id = self._catalogue.users.find(user)
+        wanted = np.array([self._catalogue.post(post) for post in dict.fromkeys(posts)], np.int64)
         try:
-            proposed, degraded = self._candidates(user_id)
+            state, proposed, degraded = self._candidates(user_id)
             candidates = proposed.about(np.sort(wanted))
-            ordered = self._best(user_id, candidates, now or self._moment(), len(wanted), False)
+            ordered = self._best(state, candidates, now or self.moment(), len(wanted), False)
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
-            ordered = self._most_popular(by_popularity(wanted, self._popular_ids), explain=False)
+            popular = by_popularity(wanted, self._catalogue.popular_ids)
+            ordered = self._catalogue.most_popular(popular, explain=False)
             degraded = (error.reason,)
         return self._answer(user, user_id, ordered, degraded, start)
+
+    def similar(self, post: str, k: int = 10) -> tuple[list[Recommendation], tuple[str, ...]]:
+        """Return the posts liked by the same people as one post, and why that took longer.
+
+        They are those whose ALS vectors have the nearest directions; the score is the cosine.
+        Redis is not asked. A post that nobody liked has no vector, and nothing is similar to it.
+
+        Raises
+        ------
+        UnknownIdError
+            If the post is not in the bundle.
+        """
+        post_id = self._catalogue.post(post)
+        fold_in = self._fresh.fold_in
+        if fold_in is None:
+            return [], ("index_unavailable",)
+        found = fold_in.similar(post_id, k)
+        posts = [
+            self._catalogue.recommendation(int(one), float(score), None)
+            for one, score in zip(found.post_ids, found.scores, strict=True)
+        ]
+        return posts, self._fresh.degraded
+
+    def record(self, events: Sequence[Event]) -> list[Outcome]:
+        """Keep what users did; the next answer to them reflects it.
+
+        Raises
+        ------
+        BundleError
+            If the bundle does not say what events mean, because an older version published it.
+        EventsRefusedError
+            If they cannot be kept now.
+        """
+        if self._events is None:
+            raise BundleError(
+                f"bundle {self.manifest.generation}: does not say what events mean; publish again"
+            )
+        return self._events.keep(events, self.moment())
 
     def features(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> pa.Table:
         """Return the ranker's inputs for a user and posts, one row per post, as served.
@@ -152,11 +200,11 @@ class Recommender:
         OnlineStateError
             If Redis fails; there are no features then.
         """
-        user_id = self._users.find(user)
-        wanted = np.array([self._known_post(post) for post in posts], dtype=np.int64)
-        proposed, _ = self._candidates(user_id)
+        user_id = self._catalogue.users.find(user)
+        wanted = np.array([self._catalogue.post(post) for post in posts], dtype=np.int64)
+        state, proposed, _ = self._candidates(user_id)
         distinct = proposed.about(np.unique(wanted))
-        table = self._columns(user_id, distinct, now or self._moment())
+        table = self._columns(state, distinct, now or self.moment())
         return table.take(pa.array(np.searchsorted(distinct.post_ids, wanted)))
 
     def is_redis_reachable(self) -> bool:
@@ -176,50 +224,29 @@ class Recommender:
             else:
                 logger.warning("answers are degraded (%s): %s", reason, error)
 
-    def _candidates(self, user_id: int | None) -> tuple[Candidates, tuple[str, ...]]:
-        """Return what the sources propose, and why that is less than it should be."""
-        sources = self.manifest.sources
-        lists = [_NOTHING] * len(sources) if user_id is None else self._lists(user_id)
-        found = dict(zip(sources, lists, strict=True))
-        if any(len(one.post_ids) for one in lists):
-            return union(found), ()
-        found["popular"] = self._popular
-        return union(found), () if user_id is None else ("lists_missing",)
-
-    def _lists(self, user_id: int) -> list[SourceList]:
-        try:
-            return read_list(self._redis, self._prefix, user_id, len(self.manifest.sources))
-        except redis.exceptions.RedisError as error:
-            raise OnlineStateError("lists_unavailable", f"candidate lists: {error}") from error
-        except ValueError as error:
-            message = f"candidate lists of generation {self.manifest.generation}: {error}; publish"
-            raise OnlineStateError("lists_damaged", f"{message} again") from error
+    def _candidates(self, user_id: int | None) -> tuple[UserState, Candidates, tuple[str, ...]]:
+        """Return a user's state, what the sources propose, and why that is less than it should."""
+        state = read_user_state(self._reader, self.manifest, user_id)
+        found = state.proposals(self.manifest.sources, self._fresh)
+        degraded = self._fresh.degraded if state.history.is_fresh else ()
+        if not any(len(one.post_ids) for one in state.lists):
+            found["popular"] = without(self._catalogue.popular, state.history.seen)
+            degraded = (*degraded, *(() if user_id is None else ("lists_missing",)))
+        return state, union(found), degraded
 
     def _best(
-        self, user_id: int | None, candidates: Candidates, now: datetime, k: int, explain: bool
+        self, state: UserState, candidates: Candidates, now: datetime, k: int, explain: bool
     ) -> list[Recommendation]:
         """Return the k candidates that the ranker likes most."""
         if not len(candidates.post_ids):
             return []
-        matrix = self._inputs(user_id, candidates, now)
+        matrix = self._inputs(state, candidates, now)
         scores = self._ranker.predict(matrix)
         best = np.lexsort((candidates.post_ids, -scores))[:k]
         reasons = self._reasons(candidates, matrix, best) if explain else [None] * len(best)
         return [
-            self._recommendation(int(candidates.post_ids[i]), float(scores[i]), reason)
+            self._catalogue.recommendation(int(candidates.post_ids[i]), float(scores[i]), reason)
             for i, reason in zip(best, reasons, strict=True)
-        ]
-
-    def _most_popular(self, post_ids: NDArray[np.int64], explain: bool) -> list[Recommendation]:
-        """Return posts as they stand, without the ranker and without Redis."""
-        places = {int(post_id): place for place, post_id in enumerate(self._popular_ids, 1)}
-        reasons = [
-            Reason({"popular": places[post_id]}, []) if explain else None
-            for post_id in post_ids.tolist()
-        ]
-        return [
-            self._recommendation(int(post_id), None, reason)
-            for post_id, reason in zip(post_ids, reasons, strict=True)
         ]
 
     def _answer(
@@ -234,35 +261,34 @@ class Recommender:
         elapsed = 1000 * (time.perf_counter() - start)
         return Answer(user, user_id is not None, generation, recommendations, elapsed, degraded)
 
-    def _dense(self, posts: Sequence[str]) -> NDArray[np.int64]:
-        found = [self._posts.find(post) for post in posts]
-        return np.array([post_id for post_id in found if post_id is not None], dtype=np.int64)
-
-    def _columns(self, user_id: int | None, candidates: Candidates, now: datetime) -> pa.Table:
+    def _columns(self, state: UserState, candidates: Candidates, now: datetime) -> pa.Table:
         rows = len(candidates.post_ids)
         request: dict[str, Any] = {REQUEST_TIME: np.full(rows, int(now.timestamp()), np.int64)}
         for source in self.manifest.sources:
             request[f"{source}_score"] = candidates.scores[source]
             request[f"{source}_rank"] = candidates.ranks[source]
         # No entity has a negative id: an unknown user has null features, not another's.
-        entities = {"user_id": -1 if user_id is None else user_id, "post_id": candidates.post_ids}
+        user_id = -1 if state.user_id is None else state.user_id
+        entities = {"user_id": user_id, "post_id": candidates.post_ids}
         service = self.manifest.contract["service"]
         try:
-            return self._reader.read(service, entities, request_data=request).to_arrow()
+            frame = self._reader.read(service, entities, request, begun=state.features)
+            return frame.to_arrow()
         except FeastpackError as error:
             raise OnlineStateError("features_unavailable", f"{service}: {error}") from error
 
     def _inputs(
-        self, user_id: int | None, candidates: Candidates, now: datetime
+        self, state: UserState, candidates: Candidates, now: datetime
     ) -> NDArray[np.float32]:
-        columns = self._columns(user_id, candidates, now)
+        columns = self._columns(state, candidates, now)
         try:
             return self._encoder.encode(columns)
         except ContractError as error:
             # The feature repository was changed under a running service.
             raise OnlineStateError("features_unavailable", str(error)) from error
 
-    def _moment(self) -> datetime:
+    def moment(self) -> datetime:
+        """Return the moment that requests and events are of, unless they say another one."""
         as_of = self.manifest.as_of
         return datetime.now(UTC) if as_of is None else datetime.fromisoformat(as_of)
 
@@ -281,21 +307,6 @@ class Recommender:
                 )
             )
         return reasons
-
-    def _recommendation(
-        self, post_id: int, score: float | None, reason: Reason | None
-    ) -> Recommendation:
-        row = int(np.searchsorted(self._post_ids, post_id))
-        return Recommendation(self._external[row].as_py(), self._titles[row].as_py(), score, reason)
-
-    def _known_post(self, post: str) -> int:
-        post_id = self._posts.find(post)
-        if post_id is None:
-            raise UnknownIdError(
-                f"post {post!r}: not among the {len(self._post_ids):,} posts of bundle "
-                f"{self.manifest.generation}; publish again if it is new"
-            )
-        return post_id
 
 
 def redis_of(store: FeatureStore) -> Any:

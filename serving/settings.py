@@ -23,6 +23,12 @@ class HttpSettings(BaseSettings):
     bundle_check_seconds: float = Field(
         5, ge=0.05, le=3600, description="How often the service looks for a newer bundle."
     )
+    event_room: int = Field(
+        1_000_000,
+        ge=1,
+        le=100_000_000,
+        description="Events that may wait in Redis for `feastrank drain`; more are refused.",
+    )
     shutdown_seconds: int = Field(
         10, ge=1, le=600, description="How long requests under way may take once told to stop."
     )

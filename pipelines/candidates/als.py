@@ -12,7 +12,7 @@ import threadpoolctl
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import identity
 
-from pipelines.candidates.interactions import Interactions
+from pipelines.candidates.interactions import Ids, Interactions
 from pipelines.candidates.protocol import (
     SIMILAR_POSTS,
     Audience,
@@ -78,6 +78,16 @@ class ALS:
     def post_factors(self) -> NDArray[np.float32]:
         """Post vectors, float32 (n_posts, factors), in the order of the fitted ``post_ids``."""
         return fitted(self._post_factors, self.name)
+
+    @property
+    def post_ids(self) -> Ids:
+        """The posts of `post_factors`, int64, ascending."""
+        return fitted(self._audience, self.name).post_ids
+
+    @property
+    def user_factors(self) -> NDArray[np.float32]:
+        """User vectors, float32 (n_users, factors), in the order of the fitted ``user_ids``."""
+        return fitted(self._user_factors, self.name)
 
     def fit(self, interactions: Interactions, *, progress: Progress | None = None) -> Self:
         """Factorize the summed weights; the answer does not depend on the number of threads."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from pipelines.candidates.interactions import Interactions, positions
+from pipelines.candidates.interactions import Ids, Interactions, positions
 from pipelines.candidates.protocol import (
     SIMILAR_POSTS,
     Audience,
@@ -76,6 +76,16 @@ class ItemToItem:
         self._audience: Audience | None = None
         self._neighbours: csr_matrix | None = None
         self._latest: csr_matrix | None = None
+
+    @property
+    def post_ids(self) -> Ids:
+        """The posts of `neighbours`, int64, ascending."""
+        return fitted(self._audience, self.name).post_ids
+
+    @property
+    def neighbours(self) -> csr_matrix:
+        """Similarities, float32 csr (n_posts, n_posts), at most ``neighbours`` in a row."""
+        return fitted(self._neighbours, self.name)
 
     def fit(self, interactions: Interactions, *, progress: Progress | None = None) -> Self:
         """Find each post's neighbours and each user's latest posts."""

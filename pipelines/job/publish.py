@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 from feastpack.writer import delete_namespace
 from feature_repo.contract import registered_contract
 from feature_repo.workspace import Workspace
+from pipelines.candidates.als import ALS
 from pipelines.candidates.interactions import Interactions
+from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
+from pipelines.job.fresh import has_fresh_form, pasts, write_fresh_sources
 from pipelines.job.materialize import is_complete, marker_of, namespaces
 from pipelines.job.sources import generators, recommend_with
 from pipelines.job.train import TrainingFiles
@@ -26,6 +29,8 @@ from pipelines.steps import StepRecord, code_key, content_key
 from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
 from serving.errors import BundleError
+from serving.event_rules import EventRules
+from serving.history import write_pasts
 from serving.lists import SourceList, delete_generations, key_prefix, write_lists
 from serving.recommender import redis_of
 
@@ -45,7 +50,10 @@ def run(context: Context) -> StepRecord:
         NAME,
         evaluate.key,
         materialize.key,
-        code_key("pipelines.job.publish", "serving.bundle", "serving.lists"),
+        code_key(
+            *("pipelines.job.publish", "pipelines.job.fresh", "serving.bundle", "serving.lists"),
+            *("serving.history", "serving.fresh", "serving.index", "serving.event_rules"),
+        ),
     )
     publication = _Publication(context, generation=key[:12])
     return context.step(
@@ -96,6 +104,8 @@ class _Publication:
         self.prefix = key_prefix(context.dataset.name, generation)
         self.materialized = context.record("materialize").facts
         self.namespace = str(self.materialized["namespace"])
+        self.fresh: dict[str, CandidateGenerator] = {}
+        self.indexes: dict[str, dict[str, Any]] = {}
 
     def is_current(self) -> bool:
         """Whether the generation is the published one and its lists are in Redis."""
@@ -116,6 +126,10 @@ class _Publication:
         written = bars.bar("lists into Redis")
         for done in write_lists(self.redis, self.prefix, _by_user(lists)):
             written(done, len(users))
+        histories = bars.bar("histories into Redis")
+        name = self.context.dataset.name
+        for done in write_pasts(self.redis, name, self.generation, pasts(interactions)):
+            histories(done, len(interactions.user_ids))
         self.redis.set(f"{self.prefix}{COMPLETE}", len(users))
         previous = current_generation(self.context.workspace.bundles)
         publish(
@@ -153,9 +167,15 @@ class _Publication:
         for position, generator in enumerate(fresh):
             fitted = generator.fit(interactions)
             lists[generator.name] = recommend_with(fitted, users, self.context.settings)
+            if has_fresh_form(fitted):
+                self.fresh[generator.name] = fitted
             if generator.name == POPULAR:
                 strangers = recommend_with(fitted, np.array([-1]), self.context.settings)
             bar(position + 1, len(fresh))
+        if ALS.name not in self.fresh:
+            # Similar posts are asked for whatever the sources are.
+            (als,) = generators(self.context, [ALS.name])
+            self.fresh[ALS.name] = als.fit(interactions)
         return lists, strangers
 
     def _write_files(self, folder: Path, popular: pa.Table) -> None:
@@ -175,6 +195,10 @@ class _Publication:
         posts = pq.read_table(lake / "ids" / "posts.parquet").join(titles, "post_id")
         pq.write_table(posts.sort_by("post_id"), folder / "posts.parquet")
 
+        EventRules(self.context.dataset.events).save(folder)
+        candidates = self.context.settings.candidates_per_source
+        self.indexes = write_fresh_sources(folder, self.fresh, candidates)
+
     def _manifest(self, files: dict[str, str]) -> Manifest:
         contract = registered_contract(self.store)
         ingest = self.context.record("ingest").facts
@@ -193,6 +217,7 @@ class _Publication:
             metrics=self.context.record("evaluate").facts["metrics"],
             versions={name: version(name) for name in LIBRARIES},
             files=files,
+            indexes=self.indexes,
         )
 
     def _feature_tables(self) -> dict[str, dict[str, Any]]:

@@ -8,85 +8,16 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from fastapi.testclient import TestClient
+from http_service import MAX_BODY_KIB, REDIS_TIMEOUT_S, Service, ids
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from job_runner import QUICK, REPOSITORY, Job
 
-from feastpack.embedded import EmbeddedRedis, shared_embedded
-from pipelines.job.context import open_store
-from serving.app import create_app
 from serving.bundle import CURRENT, MANIFEST, current_generation
-from serving.published import PublishedRecommender
-from serving.recommender import Recommender
-from serving.settings import HttpSettings
-
-REDIS_TIMEOUT_S = 0.3
-MAX_BODY_KIB = 64
-
-
-@dataclass(frozen=True)
-class Service:
-    """A service in this process, and what is behind it."""
-
-    job: Job
-    client: TestClient
-    published: PublishedRecommender
-
-    @property
-    def redis(self) -> EmbeddedRedis:
-        return shared_embedded(self.job.workspace.redis)
-
-    def recommend(self, user: str = "u003", **body: Any) -> dict[str, Any]:
-        response = self.client.post("/recommend", json={"user_id": user, **body})
-        assert response.status_code == 200, response.text
-        return dict(response.json())
-
-    def metric(self, line: str) -> float:
-        lines = self.client.get("/metrics").text.splitlines()
-        return float(dict(one.rsplit(" ", 1) for one in lines if one[0] != "#").get(line, 0))
-
-    def popular(self) -> list[str]:
-        """Return the bundle's popular list, read with nothing of the service's."""
-        folder = self.job.workspace.bundles / str(current_generation(self.job.workspace.bundles))
-        posts = pq.read_table(folder / "posts.parquet").to_pydict()
-        external = dict(zip(posts["post_id"], posts["external_id"], strict=True))
-        with np.load(folder / "popular.npz") as file:
-            return [external[post] for post in file["post_ids"].tolist()]
-
-    def kill_redis(self) -> None:
-        # What is still only in memory would die with it; a service has nothing to save.
-        self.job.redis().save()
-        pid = self.redis.pid
-        os.kill(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            while True:
-                os.kill(pid, 0)
-                time.sleep(0.01)
-
-
-def ids(answer: dict[str, Any]) -> list[str]:
-    return [post["post_id"] for post in answer["posts"]]
-
-
-@pytest.fixture
-def service(job: Job) -> Iterator[Service]:
-    def opened() -> Recommender:
-        store = open_store(job.workspace)
-        return Recommender(job.workspace.bundles, store, redis_timeout_s=REDIS_TIMEOUT_S)
-
-    published = PublishedRecommender(opened, lambda: current_generation(job.workspace.bundles), 60)
-    app = create_app(published, HttpSettings(max_body_kib=MAX_BODY_KIB))
-    with TestClient(app) as client:
-        yield Service(job, client, published)
 
 
 def test_http_answers_are_the_recommenders(service: Service):
@@ -159,6 +90,7 @@ def test_health_readiness_version_and_openapi(service: Service):
     document = get("/openapi.json").json()
     assert set(document["paths"]) == {
         *("/recommend", "/rank", "/features", "/health", "/ready", "/version", "/metrics"),
+        *("/similar/{post_id}", "/events"),
     }
     schemas = document["components"]["schemas"]
     referred = set(json.dumps(document).split("#/components/schemas/")[1:])
