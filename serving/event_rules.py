@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from feature_repo.dataset import Events, Rule
+from feature_repo.dataset import Events
+from feature_repo.dataset_columns import Rule
 from serving.errors import BundleError
 
 FILE = "events.json"
