@@ -87,6 +87,7 @@ COMMANDS = {
         "pipelines.settings:ServeSettings",
         "pipelines.serve:serve",
     ),
+    "leakage": _step("leakage", "Change the future; see whether features or candidates move."),
     "rollback": Command(
         "Serve the generation before the published one again.",
         "pipelines.settings:DatasetSettings",

@@ -16,6 +16,7 @@ from pipelines.job import context as job
 from pipelines.job import evaluate as evaluate_step
 from pipelines.job import features as features_step
 from pipelines.job import ingest as ingest_step
+from pipelines.job import leakage as leakage_check
 from pipelines.job import lists as lists_files
 from pipelines.job import materialize as materialize_step
 from pipelines.job import publish as publish_step
@@ -134,6 +135,11 @@ def lists(settings: ListsSettings, console: Console) -> None:
         "a user has an event with are never listed, so novelty is 1.",
         highlight=False,
     )
+
+
+def leakage(settings: JobSettings, console: Console) -> None:
+    """Check that nothing before a cut depends on what came after it."""
+    leakage_check.check(job.open_context(settings, console))
 
 
 def rollback(settings: DatasetSettings, console: Console) -> None:

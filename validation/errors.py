@@ -6,6 +6,7 @@
     ├── GateFailure           a table broke an expectation of severity "stop"; carries the result
     ├── MeasuringError        a table that memory does not suffice for, even with spilling to disk
     ├── UnreadableTableError  a table that cannot be read: missing, truncated, not parquet
+    ├── LeakageError          the future, or the answer, reaches what the ranker learns from
     └── SuiteError            a suite that cannot be judged: an expectation type or a severity
                               that gates do not know, a reference table that was not handed over
 """

@@ -46,7 +46,7 @@ def run(context: Context) -> StepRecord:
         code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
     )
     return context.step(
-        NAME, key, [context.workspace.features], lambda bars: _compute(context, bars)
+        NAME, key, [context.workspace.features], lambda bars: compute(context, bars)
     )
 
 
@@ -68,7 +68,8 @@ def slices_of(events: pa.Table, settings: JobSettings) -> Slices:
     )
 
 
-def _compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
+def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
+    """Compute, judge and put into place every feature table; return the step's facts."""
     workspace, settings = context.workspace, context.settings
     events = read_events(workspace.lake, "event_time", "is_positive")
     slices = slices_of(events, settings)
