@@ -171,6 +171,16 @@ class GeneratorConformance:
         shown = generator.recommend([1], 5, exclude_seen=False)["post_id"].to_pylist()
         assert set(shown) <= {10, 11}
 
+    def test_users_with_one_event(self):
+        rows = clustered_events()
+        first = {user: (user, post, day, weight) for user, post, day, weight in rows if weight}
+        alone = [*rows, (1, 100, 3.0, 1.0), (2, 105, 3.0, 1.0)]
+        for case in (list(first.values()), alone):
+            interactions = Interactions.from_table(events(case))
+            table = self.make().fit(interactions).recommend(interactions.user_ids, 5)
+            assert not set(pairs(table)) & {(user, post) for user, post, _, _ in case}
+            assert np.isfinite(table["score"]).all()
+
     def test_one_post(self):
         rows = [(user, 10, user, 1.0) for user in range(3)]
         generator = self.make().fit(Interactions.from_table(events(rows)))

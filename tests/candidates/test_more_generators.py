@@ -308,6 +308,35 @@ class TestSegmentPopularByHand:
             fitted.fit(Interactions.from_table(events(self.rows)))
 
 
+class TestWord2VecWithRarePosts:
+    """Three users like post 10 and 11, one likes 12 and 13 only."""
+
+    rows = [(u, p, u + p, 1.0) for u in (0, 1, 2) for p in (10, 11)] + [
+        *((3, p, p, 1.0) for p in (12, 13)),
+        (4, 10, 5, 1.0),
+        (5, 11, 5, 1.0),
+    ]
+
+    def fitted(self, least):
+        settings = Word2VecSettings(vector_size=4, epochs=3, negative=2, min_count=least)
+        return Word2Vec(settings).fit(Interactions.from_table(events(self.rows)))
+
+    def test_posts_with_fewer_likes_are_not_proposed(self):
+        table = self.fitted(4).recommend([0, 3, 4, 5], 10)
+        # Who liked none of the others is warm all the same.
+        assert sorted(
+            zip(table["user_id"].to_pylist(), table["post_id"].to_pylist(), strict=True)
+        ) == [
+            *((3, 10), (3, 11), (4, 11), (5, 10)),
+        ]
+
+    def test_no_post_with_so_many_is_refused(self):
+        with pytest.raises(
+            GeneratorError, match=r"no post of 4 has the 9 likes .* most liked has 4"
+        ):
+            self.fitted(9)
+
+
 def test_tables_reach_the_generators_that_take_them():
     interactions = Interactions.from_table(events(clustered_events()))
     tables = {"posts": posts_table(), "users": users_table()}
