@@ -110,7 +110,8 @@ def perturbed(events: pa.Table, cut: datetime, rng: np.random.Generator) -> pa.T
         if column in _KEPT:
             continue
         places = np.arange(events.num_rows)
-        places[late] = rng.permutation(late)
+        # Drawn anew, not exchanged: totals over all time must move too.
+        places[late] = rng.integers(0, events.num_rows, len(late))
         changed[column] = events[column].take(pa.array(places))
     for column, values in changed.items():
         events = events.set_column(events.schema.get_field_index(column), column, values)
