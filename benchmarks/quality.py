@@ -35,17 +35,17 @@ from benchmarks.two_stage import (
     Slice,
     blend_scores,
     candidates,
-    learn,
+    learnt_members,
     propose,
     shift,
+    vote,
 )
 from feature_repo.workspace import home
-from pipelines.candidates.groups import are_among, ranked, standard_scores
+from pipelines.candidates.groups import are_among, ranked
 from pipelines.candidates.registry import GENERATORS
 from pipelines.evaluation.bootstrap import mean_intervals, paired_differences
 from pipelines.evaluation.metrics import Evaluation, evaluate_lists
 from pipelines.evaluation.split import PairSplit
-from pipelines.ranking.models import make_ranker
 
 K = 10
 SHOWN = ("hit_rate", "precision", "recall", "map", "map_over_k", "ndcg", "coverage")
@@ -102,20 +102,15 @@ class Run:
         column = self.part.names.index("rrf_score")
         weights = stages.get("blend", dict.fromkeys(self.sources, 1.0))
         start = time.perf_counter()
-        rankers = [
-            learn(make_ranker(member["ranker"], {"threads": 1, **member["settings"]}), self.slices)
-            for member in stages.get("rankers", DEFAULT_RANKERS)
-        ]
+        members = learnt_members(stages.get("rankers", DEFAULT_RANKERS), self.slices)
         fitted = time.perf_counter()
-        votes = [
-            standard_scores(self.part.groups, ranker.predict(self.part.matrix))
-            for ranker in rankers
-        ]
+        votes = [vote(member, self.part, weights) for member in members]
         self.times["two_stage"] = (
             self.slice_seconds + fitted - start,
             time.perf_counter() - fitted,
         )
-        self.importances = rankers[0].importances()
+        ranker = next((member for member in members if member is not None), None)
+        self.importances = ranker.importances() if ranker else {}
         return {
             "rrf": self.part.matrix[:, column],
             "blend": blend_scores(self.part, weights),

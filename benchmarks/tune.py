@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from benchmarks.protocols import (
     PROTOCOLS,
     SETTINGS_FOLDER,
@@ -28,25 +26,14 @@ from benchmarks.protocols import (
     users_of,
     warm_test,
 )
-from benchmarks.two_stage import (
-    SOURCES,
-    Floats,
-    Slice,
-    blend_scores,
-    candidates,
-    learn,
-    propose,
-)
+from benchmarks.second_stage import LEADERS, METRIC, Search, Slices, experiments
+from benchmarks.two_stage import BLEND, SOURCES
 from feature_repo.workspace import home
-from pipelines.candidates.groups import ranked
 from pipelines.candidates.registry import GENERATORS, make_generator
 from pipelines.evaluation.metrics import evaluate_lists
 from pipelines.evaluation.split import PairSplit
-from pipelines.ranking.models import LightGBMSettings, make_ranker
-from pipelines.tuning import SPACES, Range, Space, Tuned, space_key, tune
+from pipelines.tuning import SPACES, Tuned, space_key, tune
 
-METRIC = "ndcg@10"
-DEFAULT = {"leaves": 5, "rounds": 150, "feature_share": 0.4, "least_rows_a_leaf": 100, "l2": 10.0}
 DEFAULT_TRIALS = {"mult_vae": 8, "word2vec": 8, "bpr": 15, "popular": 15, "content": 12}
 
 
@@ -82,84 +69,42 @@ def tune_generator(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A validation slice's candidates, and label slices cut from what lies before it."""
-
-    target: Slice
-    relevant: pa.Table
-    labels: list[Slice]
-
-    def measure(self, scores: Floats) -> float:
-        """Return the metric of the lists that these scores make."""
-        lists = ranked(self.target.users, self.target.posts, scores, source="", k=10)
-        return evaluate_lists(lists, self.relevant, cutoffs=(10,)).means[METRIC]
-
-
-def experiments(
-    data: Data, splits: list[PairSplit], protocol: str, rows: int, slices: int
-) -> Iterator[Experiment]:
-    """Rebuild, on each validation slice, what `benchmarks.quality` does with test."""
-    settings = read_settings(protocol)
-    sources = settings.get("two_stage", {}).get("sources", SOURCES)
-    for split in splits:
-        inner = inner_cuts(protocol, split.train, slices, rows)
-        parts = [
-            candidates(part, propose(part, data, settings, sources=sources), data, protocol)
-            for part in (split, *inner)
-        ]
-        yield Experiment(parts[0], warm_test(split), parts[1:])
-
-
 def tune_second_stage(
-    data: Data, splits: list[PairSplit], protocol: str, rows: int, slices: int, trials: int
+    data: Data, splits: list[PairSplit], rows: int, chosen: argparse.Namespace
 ) -> None:
-    """Search the blend's weights and LightGBM's settings on validation slices."""
-    prepared = list(experiments(data, splits, protocol, rows, slices))
+    """Search blend and rankers on validation slices, and choose an ensemble of the best."""
+    protocol, count = chosen.protocol, chosen.label_slices
     settings = read_settings(protocol)
-    sources = settings.get("two_stage", {}).get("sources", SOURCES)
-
-    def blend(weights: dict[str, Any]) -> Iterator[float]:
-        for one in prepared:
-            yield one.measure(blend_scores(one.target, weights))
-
-    def ranker(chosen: dict[str, Any]) -> Iterator[float]:
-        for one in prepared:
-            fitted = learn(make_ranker("lightgbm", {"threads": 1, **chosen}), one.labels)
-            yield one.measure(fitted.predict(one.target.matrix))
-
-    version = f"{protocol}/{'-'.join(sources)}/{slices}/v1"
-    storage = home() / "tuning" / "journal.log"
-    ones = dict.fromkeys(sources, 1.0)
-    space: Space = dict.fromkeys(sources, Range(0.0, 1.0))
-    blended = tune(f"{version}/blend", space, blend, storage=storage, trials=150, first=[ones])
-    print(f"{protocol} blend: {blended}", flush=True)
-    best = tune(
-        f"{version}/lightgbm/{space_key(SPACES['lightgbm'])}",
-        SPACES["lightgbm"],
-        ranker,
-        storage=storage,
-        trials=trials,
-        first=[
-            {**dataclasses.asdict(LightGBMSettings()), **DEFAULT, "objective": objective}
-            for objective in ("lambdarank", "rank_xendcg")
-        ],
-        progress=lambda number, value, chosen: print(
-            f"  {number} {value:.4f} {chosen}", flush=True
-        ),
-    )
-    print(f"{protocol} lightgbm: {best}", flush=True)
+    stages = settings.get("two_stage", {})
+    sources = tuple(chosen.sources.split(",") if chosen.sources else stages.get("sources", SOURCES))
+    until = time.monotonic() + (chosen.seconds or float("inf"))
+    slices = Slices(data, settings, protocol, sources, until)
+    prepared = experiments(slices, splits, protocol, rows, count)
+    study = f"{protocol}/{'-'.join(sources)}/{count} labels/{len(splits)} slices/{slices.key[:8]}"
+    search = Search(prepared, sources, study, chosen.seconds)
+    trials = chosen.trials or 15
+    blended = search.blend(10 * trials)
+    found = {"lightgbm": search.ranker("lightgbm", trials)}
+    found["catboost"] = search.ranker("catboost", max(trials // 3, 3))
+    library = [{"ranker": BLEND}] + [
+        {"ranker": name, "settings": {**leader, "seed": 0}}
+        for name, tuned in found.items()
+        for leader in tuned.leaders[:LEADERS]
+    ]
+    members, values = search.ensemble(library, blended.settings)
+    search.report(members, blended.settings)
     settings["two_stage"] = {
         "sources": list(sources),
-        "label_slices": slices,
+        "label_slices": count,
         "blend": {name: round(weight, 3) for name, weight in blended.settings.items()},
         f"blend_validation_{METRIC}": round(blended.value, 5),
-        "rankers": [
-            {"ranker": "lightgbm", "settings": {**best.settings, "seed": seed}} for seed in range(5)
-        ],
-        f"validation_{METRIC}": round(best.value, 5),
+        "rankers": members,
+        "rankers_validation": {
+            name: {METRIC: round(tuned.value, 5), "trials": tuned.trials}
+            for name, tuned in found.items()
+        },
+        f"validation_{METRIC}": round(values[-1], 5),
         "validation_slices": len(splits),
-        "trials": best.trials,
     }
     save_settings(protocol, settings)
 
@@ -194,13 +139,13 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=2, help="validation slices")
     parser.add_argument("--second-stage", action="store_true", help="tune blend and ranker")
     parser.add_argument("--label-slices", type=int, default=4, help="which the ranker learns on")
+    parser.add_argument("--sources", help="of the second stage, comma-separated")
     chosen = parser.parse_args()
     data = load_data()
     split = cut(chosen.protocol, data.positives)
     splits = inner_cuts(chosen.protocol, split.train, chosen.slices, split.test.num_rows)
     if chosen.second_stage:
-        rows, trials = split.test.num_rows, chosen.trials or 15
-        tune_second_stage(data, splits, chosen.protocol, rows, chosen.label_slices, trials)
+        tune_second_stage(data, splits, split.test.num_rows, chosen)
         return
     for name in chosen.models or GENERATORS:
         start = time.perf_counter()

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.protocols import Data, interactions_of, settings_for, users_of
-from pipelines.candidates.groups import Groups, are_among
+from pipelines.candidates.groups import Groups, are_among, standard_scores
 from pipelines.candidates.interactions import Interactions, positions
 from pipelines.candidates.merge import merge_candidates
 from pipelines.candidates.registry import make_generator
 from pipelines.evaluation.split import PairSplit
-from pipelines.ranking.models import Ranker
+from pipelines.ranking.models import Ranker, make_ranker
 from pipelines.ranking.protocol_features import Past, features
 
 Ints = npt.NDArray[np.int64]
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 LIST_LENGTH = 300
 """Posts asked of each source; beyond it scores and ranks are null."""
+BLEND = "blend"
 BLEND_OFFSET = 10
 """Of the blend's reciprocal ranks; less than RRF's 60, as weights do its work."""
 UNION_RANK = 40
@@ -161,6 +162,38 @@ def learn(ranker: Ranker, slices: Sequence[Slice]) -> Ranker:
     return ranker.fit(
         np.concatenate(matrices), np.concatenate(labels), np.concatenate(sizes), slices[0].names
     )
+
+
+def learnt_members(
+    members: Sequence[Mapping[str, Any]], slices: Sequence[Slice]
+) -> list[Ranker | None]:
+    """Train the rankers of an ensemble, equal ones once; None stands for the blend.
+
+    Parameters
+    ----------
+    members
+        ``ranker`` and ``settings`` of each; the ranker ``blend`` has nothing to learn.
+    """
+    trained: dict[str, Ranker | None] = {}
+    for member in members:
+        if repr(member) not in trained:
+            name = member["ranker"]
+            settings = {"threads": 1, **member.get("settings", {})}
+            is_blend = name == BLEND
+            trained[repr(member)] = None if is_blend else learn(make_ranker(name, settings), slices)
+    return [trained[repr(member)] for member in members]
+
+
+def vote(member: Ranker | None, target: Slice, weights: Mapping[str, float]) -> Floats:
+    """Return what an ensemble's member says of `target`: z-scores within each user.
+
+    Parameters
+    ----------
+    member
+        None: `blend_scores` with `weights`.
+    """
+    scores = blend_scores(target, weights) if member is None else member.predict(target.matrix)
+    return standard_scores(target.groups, scores)
 
 
 def blend_scores(part: Slice, weights: Mapping[str, float]) -> Floats:

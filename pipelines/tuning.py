@@ -121,11 +121,15 @@ def space_key(space: Space) -> str:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best settings found, their value, and how many trials were finished for it."""
+    """The best settings found, their value, and how many trials were finished for it.
+
+    `leaders` are the settings of all finished trials without doubles, best first.
+    """
 
     settings: dict[str, Any]
     value: float
     trials: int
+    leaders: tuple[dict[str, Any], ...] = ()
 
 
 def tune(
@@ -216,7 +220,11 @@ def tune(
     if not complete:
         raise TuningError(f"study {study}: no trial was finished of {trials}; raise trials")
     best = found.best_trial
-    return Tuned(dict(best.params), float(best.value or 0.0), len(complete))
+    ordered = sorted(complete, key=lambda trial: (-float(trial.value or 0.0), trial.number))
+    leaders = {repr(sorted(trial.params.items())): dict(trial.params) for trial in ordered}
+    return Tuned(
+        dict(best.params), float(best.value or 0.0), len(complete), tuple(leaders.values())
+    )
 
 
 def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:

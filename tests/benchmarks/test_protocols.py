@@ -18,12 +18,16 @@ from benchmarks.protocols import (
     settings_for,
     warm_test,
 )
+from benchmarks.second_stage import Experiment, Search
 from benchmarks.two_stage import (
+    BLEND,
     Slice,
     blend_scores,
     candidates,
     learn,
+    learnt_members,
     propose,
+    vote,
 )
 from pipelines.candidates.groups import ranked, standard_scores
 from pipelines.candidates.registry import GENERATORS, make_generator
@@ -168,7 +172,34 @@ def test_committed_settings_make_generators_and_rankers(protocol):
     for name in settings["models"]:
         make_generator(name, settings_for(name, settings))
     for member in settings["two_stage"]["rankers"]:
-        make_ranker(member["ranker"], member["settings"])
+        if member["ranker"] != BLEND:
+            make_ranker(member["ranker"], member["settings"])
     assert set(settings["two_stage"]["sources"]) == set(settings["two_stage"]["blend"])
     text = (SETTINGS_FOLDER / f"{protocol}.json").read_text(encoding="utf-8")
     assert "test was never looked at" in json.loads(text)["found"]
+
+
+def test_equal_members_are_learnt_once_and_the_blend_is_one_of_them():
+    part = example()
+    settings = {"leaves": 2, "rounds": 2, "least_rows_a_leaf": 1}
+    member = {"ranker": "lightgbm", "settings": settings}
+    learnt = learnt_members([member, {"ranker": BLEND}, dict(member)], [part, part])
+    assert learnt[0] is learnt[2]
+    assert learnt[1] is None
+    weights = {"a": 1.0, "b": 0.5}
+    expected = standard_scores(part.groups, blend_scores(part, weights))
+    assert np.array_equal(vote(learnt[1], part, weights), expected)
+
+
+def test_an_ensemble_takes_what_helps_and_stops_where_it_is_best():
+    part = example()
+    relevant = pa.table({"user_id": part.users, "post_id": part.posts}).filter(
+        pa.array(part.labels == 1)
+    )
+    search = Search([Experiment(part, relevant, [part, part])], ("a", "b"), "study", None)
+    good, bad = {"ranker": BLEND}, {"ranker": "lightgbm", "settings": {"rounds": 1, "leaves": 2}}
+    members, values = search.ensemble([bad, good], {"a": 1.0, "b": 0.5})
+    assert len(members) == len(values)
+    assert values[-1] == max(values)
+    alone = search.ensemble([bad], {"a": 1.0, "b": 0.5})[1][0]
+    assert values[0] >= alone
