@@ -80,7 +80,7 @@ class Content(ScoredGenerator[ContentSettings]):
             **csr_arrays("tastes", _unit_lengths(csr_matrix(profile @ shares))),
         }
         if self.settings.text_weight > 0:
-            texts = _embeddings(self._posts, interactions.post_ids)
+            texts = text_vectors(self._posts, interactions.post_ids)
             means = np.asarray(profile @ texts, dtype=np.float32)
             length = np.linalg.norm(means, axis=1, keepdims=True)
             arrays |= {"texts": texts, "text_tastes": means / np.maximum(length, 1e-12)}
@@ -185,7 +185,7 @@ def _unit_lengths(matrix: csr_matrix) -> csr_matrix:
     return csr_matrix(diags(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
 
 
-def _embeddings(posts: pa.Table | None, post_ids: Ids) -> NDArray[np.float32]:
+def text_vectors(posts: pa.Table | None, post_ids: Ids) -> NDArray[np.float32]:
     """Return unit vectors, float32 (n_posts, d); zeros for posts without text."""
     if posts is None or "post_text_embedding" not in posts.column_names:
         raise GeneratorError(

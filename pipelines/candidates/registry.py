@@ -19,6 +19,7 @@ from pipelines.candidates.popular import Popular, PopularSettings
 from pipelines.candidates.protocol import CandidateGenerator, read_head
 from pipelines.candidates.segment_popular import SegmentPopular, SegmentPopularSettings
 from pipelines.candidates.sequential import Sequential, SequentialSettings
+from pipelines.candidates.two_tower import TwoTower, TwoTowerSettings
 from pipelines.candidates.user_knn import UserKNN, UserKNNSettings
 from pipelines.candidates.word2vec import Word2Vec, Word2VecSettings
 from pipelines.errors import GeneratorError
@@ -35,10 +36,16 @@ GENERATORS: dict[str, tuple[type[Any], type[Any]]] = {
     Content.name: (Content, ContentSettings),
     SegmentPopular.name: (SegmentPopular, SegmentPopularSettings),
     BPR.name: (BPR, BPRSettings),
+    TwoTower.name: (TwoTower, TwoTowerSettings),
 }
 """Name to generator and settings class; an entry here is all it takes to add one."""
 
-TABLES = {EASE.name: ("posts",), Content.name: ("posts",), SegmentPopular.name: ("users",)}
+TABLES = {
+    EASE.name: ("posts",),
+    Content.name: ("posts",),
+    SegmentPopular.name: ("users",),
+    TwoTower.name: ("posts", "users"),
+}
 """Which tables beside the interactions a generator takes."""
 
 
