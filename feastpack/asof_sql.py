@@ -5,10 +5,9 @@ the same keys, ``timestamp <= t``, the greatest timestamp, then the greatest cre
 (null last); nothing if ``timestamp + ttl < t``. With ``filter_by_created_timestamp`` only rows
 with ``created <= t`` count. Null keys match nothing.
 
-DuckDB's ASOF join sorts both sides once and merges them, so it costs the length of the history
-once, not once per entity row. It takes a single inequality, hence the tie-break by the created
-timestamp is folded into one 128 bit number: event time in the upper half, created in the lower.
-Only keys, times and row ids are joined; feature columns are then read once, for the rows found.
+DuckDB's own ASOF join sorts and holds both sides. Here DuckDB only streams the keys, times and
+ids of the rows that could be valid, in any order, and `feastpack.valid_rows` picks among them;
+feature columns are then read once, for the rows found.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from datetime import UTC, datetime, timedelta
 
 from feastpack.sources import SourceScan, quoted
 
-ENTITY_TABLE = "entity_rows"
+KEY_TABLE = "entity_keys"
 FOUND_TABLE = "found_rows"
 _TWO_64 = "18446744073709551616::HUGEINT"
-_ALL_ONES = "18446744073709551615::HUGEINT"
+_LOWEST = "'-9223372036854775808'::BIGINT"
 _LOWEST_CREATED = str(-(2**62))
 _SHIFT_CREATED = str(2**62)
 
@@ -83,14 +82,15 @@ def ticks(scan: SourceScan, column: str, *, nanoseconds: bool) -> str:
     return f"epoch_us({scan.instant(column)})"
 
 
-def asof_query(
+def candidates_query(
     join: ViewJoin, span: TimeRange | None, *, by_created: bool, nanoseconds: bool
 ) -> str:
-    """SQL that finds, for each entity row, the row of the source that was valid.
+    """SQL of the rows of the source that could be valid for some entity row, in any order.
 
-    It reads the table ``entity_rows(row BIGINT, t BIGINT, k0, k1, ...)`` and returns, in any
-    order, ``row`` and ``source_row``: the source's row id, null where nothing was known or it
-    had expired.
+    It reads the table ``entity_keys(code, latest, k0, k1, ...)``: the combinations of join keys
+    among the entity rows and the last time of each. Columns, all BIGINT and never null: ``code``;
+    ``visible``, the time from which the row counts; then what it is preferred by, the weightiest
+    first: ``t``, its time; ``created``, if the source has that; ``source_row``, its id.
 
     Parameters
     ----------
@@ -99,33 +99,39 @@ def asof_query(
     by_created
         Count only rows created by the entity row's time, where the source says when.
     nanoseconds
-        Unit of `t`: nanoseconds since 1970 instead of microseconds.
+        Unit of times: nanoseconds since 1970 instead of microseconds.
     """
-    if by_created and join.created is not None:
-        history = _visible_history(join, span, nanoseconds=nanoseconds)
-        condition = "e.t >= f.visible"
-    else:
-        history = _history(join, span, nanoseconds=nanoseconds)
-        # The lower half of the entity row's number is all ones: whatever is in f's is below.
-        condition = f"e.t::HUGEINT * {_TWO_64} + {_ALL_ONES} >= f.preference"
-    on = [f"e.k{position} = f.k{number}" for number, (_, position) in enumerate(join.keys)]
-    on.append(condition)
-    found = "f.source_row"
-    if join.ttl:
-        length = _ticks_of(join.ttl, nanoseconds=nanoseconds)
-        found = f"CASE WHEN f.t + {length} >= e.t THEN f.source_row END"
+    scan = join.scan
+    time = ticks(scan, join.timestamp, nanoseconds=nanoseconds)
+    visible, levels = time, {"t": time}
+    conditions = _span_conditions(join, span) if span is not None else []
+    if join.created is not None:
+        fine = nanoseconds or scan.is_nanosecond(join.created)
+        created = ticks(scan, join.created, nanoseconds=fine)
+        levels["created"] = f"coalesce({created}, {_LOWEST})"
+        if by_created:
+            visible = f"greatest({time}, {created})"
+            conditions.append(f"{created} IS NOT NULL")
+    levels["source_row"] = scan.row_id
+    columns = {"visible": visible, **levels} | {
+        f"k{number}": quoted(scan.column(name)) for number, (name, _) in enumerate(join.keys)
+    }
+    select = ", ".join(f"{sql} AS {name}" for name, sql in columns.items())
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    on = [f"h.k{number} = e.k{number}" for number in range(len(join.keys))]
+    picked = ", ".join(f"h.{name}" for name in ("visible", *levels))
     return (
-        f"SELECT e.row AS row, {found} AS source_row\nFROM {ENTITY_TABLE} AS e\n"
-        f"ASOF LEFT JOIN (\n{history}\n) AS f\nON {' AND '.join(on)}"
+        f"SELECT e.code AS code, {picked}\nFROM (\nSELECT {select} FROM {scan.sql}{where}\n) AS h\n"
+        f"JOIN {KEY_TABLE} AS e ON {' AND '.join([*on, 'h.visible <= e.latest'])}"
     )
 
 
-def values_query(join: ViewJoin) -> str:
-    """SQL of the feature columns ``f0, f1, ...`` of the rows in the table ``found_rows``.
+def values_query(join: ViewJoin, part: slice) -> str:
+    """SQL of some feature columns, ``f0, f1, ...``, of the rows in the table ``found_rows``.
 
     Each row of the source that is named there comes once, after its ``source_row``.
     """
-    values = [f"{quoted(column)} AS f{number}" for number, column in enumerate(join.columns)]
+    values = [f"{quoted(column)} AS f{number}" for number, column in enumerate(join.columns[part])]
     select = ", ".join([f"{join.scan.row_id} AS source_row", *values])
     return (
         f"SELECT {select}\nFROM {join.scan.sql}\n"
@@ -137,44 +143,6 @@ def uses_nanoseconds(join: ViewJoin, *, by_created: bool) -> bool:
     """Whether the source's times need more than microseconds."""
     times = [join.timestamp, *([join.created] if by_created and join.created else [])]
     return any(join.scan.is_nanosecond(column) for column in times)
-
-
-def _visible_history(join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool) -> str:
-    """The history by the time from which each row counts: max(event time, created).
-
-    A row that a better one (later event, then later created) precedes in that order is never
-    chosen. Without those rows the order by that time is also the order of preference, which is
-    what an ASOF join needs.
-    """
-    assert join.created is not None
-    created = ticks(join.scan, join.created, nanoseconds=nanoseconds)
-    rows = _history(join, span, nanoseconds=nanoseconds, where=f"{created} IS NOT NULL")
-    time = ticks(join.scan, join.timestamp, nanoseconds=nanoseconds)
-    rows = rows.replace("SELECT ", f"SELECT greatest({time}, {created}) AS visible, ", 1)
-    keys = ", ".join(f"k{number}" for number in range(len(join.keys)))
-    partition = f"PARTITION BY {keys} " if keys else ""
-    window = f"OVER ({partition}ORDER BY visible)"
-    return f"SELECT * FROM (\n{rows}\n) QUALIFY preference >= max(preference) {window}"
-
-
-def _history(
-    join: ViewJoin, span: TimeRange | None, *, nanoseconds: bool, where: str | None = None
-) -> str:
-    scan = join.scan
-    time = ticks(scan, join.timestamp, nanoseconds=nanoseconds)
-    select = [
-        f"{time} AS t",
-        f"{preference(scan, time, join.created, nanoseconds=nanoseconds)} AS preference",
-        f"{scan.row_id} AS source_row",
-    ]
-    select += [
-        f"{quoted(scan.column(name))} AS k{number}" for number, (name, _) in enumerate(join.keys)
-    ]
-    conditions = [where] if where else []
-    if span is not None:
-        conditions += _span_conditions(join, span)
-    filtered = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(select)} FROM {scan.sql}{filtered}"
 
 
 def _span_conditions(join: ViewJoin, span: TimeRange) -> list[str]:
@@ -202,7 +170,8 @@ def preference(scan: SourceScan, time: str, created: str | None, *, nanoseconds:
     return f"{time}::HUGEINT * {_TWO_64} + {lower}"
 
 
-def _ticks_of(length: timedelta, *, nanoseconds: bool) -> int:
+def ticks_of(length: timedelta, *, nanoseconds: bool) -> int:
+    """A length of time in microseconds (or nanoseconds)."""
     return length // timedelta(microseconds=1) * (1000 if nanoseconds else 1)
 
 

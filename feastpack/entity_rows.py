@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,8 +53,10 @@ class EntityRows:
             return True
         return False
 
-    def join_table(self, keys: Sequence[str], *, nanoseconds: bool) -> pa.Table:
-        """The table ``entity_rows(row, t, k0, k1, ...)`` that `asof_query` reads.
+    def times_and_keys(
+        self, keys: Sequence[str], *, nanoseconds: bool
+    ) -> tuple[pa.ChunkedArray, list[pa.ChunkedArray]]:
+        """Times as int64 micro- or nanoseconds since 1970, and the columns of join keys.
 
         Raises
         ------
@@ -66,12 +67,8 @@ class EntityRows:
         if missing:
             raise FeastEntityDFMissingColumnsError(set(keys), missing)
         kind = _NANOSECONDS if nanoseconds else _MICROSECONDS
-        columns = {
-            "row": pa.array(np.arange(self.table.num_rows)),
-            "t": self.table.column(self.timestamp).cast(kind).cast(pa.int64()),
-            **{f"k{number}": self.table.column(key) for number, key in enumerate(keys)},
-        }
-        return pa.table(columns)
+        times = self.table.column(self.timestamp).cast(kind).cast(pa.int64())
+        return times, [self.table.column(key) for key in keys]
 
 
 def read_entity_rows(connection: duckdb.DuckDBPyConnection, entity_df: Any) -> EntityRows:
@@ -140,10 +137,13 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
         [str(column) for column in frame],
         [str(column) for column in frame if pd.api.types.is_datetime64_any_dtype(frame[column])],
     )
-    times = frame[name].infer_objects()
+    given = frame[name]
+    times = given.infer_objects()
     if pd.api.types.is_string_dtype(times) or pd.api.types.is_object_dtype(times):
         times = pd.to_datetime(times, utc=True)
-    return pa.Table.from_pandas(frame.assign(**{name: times}), preserve_index=False)
+    if times.dtype != given.dtype:  # else Arrow points to the frame's own memory
+        frame = frame.assign(**{name: times})
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _with_utc_times(table: pa.Table) -> EntityRows:

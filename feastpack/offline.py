@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -112,7 +111,6 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
             keys,
             entities,
             by_created=filter_by_created_timestamp,
-            threads=config.offline_store.threads or os.cpu_count() or 1,
         )
         stream.check()
         return DuckDBRetrievalJob(

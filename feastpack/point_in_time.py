@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from feastpack.asof_sql import (
-    ENTITY_TABLE,
     FOUND_TABLE,
+    KEY_TABLE,
     ViewJoin,
-    asof_query,
+    candidates_query,
+    ticks_of,
     uses_nanoseconds,
     values_query,
 )
-from feastpack.duckdb_job import fetch_arrow
+from feastpack.duckdb_job import stream_arrow
 from feastpack.entity_rows import EntityRows
 from feastpack.errors import OfflineStoreError, RequestError, SchemaError
+from feastpack.gathering import Gathering, Wanted
+from feastpack.valid_rows import IntArray, Slots, ValidRows, slots_of
 
-#: Rows gathered at once: keeps a chunk of a text column below Arrow's 2 GB of 32 bit offsets.
-_GATHER_ROWS = 1 << 18
+#: Rows of the source that are looked at together: small enough for the processor's caches.
+_SEARCH_ROWS = 1 << 17
+_READ_ROWS = 1 << 14
+#: Feature columns that are read in one pass. DuckDB holds some 5 MB per column and thread while
+#: it reads; a further pass costs about as much as five columns.
+_READ_COLUMNS = 10
 
 
 class PointInTime:
@@ -37,8 +41,6 @@ class PointInTime:
         Entity columns that hold join keys, in the order that `ViewJoin.keys` counts them.
     by_created
         Count only rows created by the entity row's time, where the source says when.
-    threads
-        How many feature columns are put in order at the same time.
     """
 
     def __init__(
@@ -48,26 +50,26 @@ class PointInTime:
         entities: EntityRows,
         *,
         by_created: bool,
-        threads: int,
     ) -> None:
-        nanoseconds = entities.needs_nanoseconds or any(
+        self._nanoseconds = entities.needs_nanoseconds or any(
             uses_nanoseconds(join, by_created=by_created) for join in joins
         )
         self._joins = joins
         self._keys = keys
         self._entities = entities
-        self._rows = entities.join_table(keys, nanoseconds=nanoseconds)
-        self._threads = threads
-        self._searches = [
-            asof_query(join, entities.span, by_created=by_created, nanoseconds=nanoseconds)
-            for join in joins
-        ]
+        self._by_created = by_created
+        self._times, self._key_columns = entities.times_and_keys(
+            keys, nanoseconds=self._nanoseconds
+        )
 
     @property
     def statements(self) -> list[str]:
         """What runs per view: the search for the valid rows, then the reading of their features."""
-        readings = [values_query(join) for join in self._joins]
-        return [sql for pair in zip(self._searches, readings, strict=True) for sql in pair]
+        return [
+            sql
+            for join in self._joins
+            for sql in (self._search(join), values_query(join, slice(None)))
+        ]
 
     def check(self) -> None:
         """Refuse what would be answered wrongly: columns of one name, text beside numbers.
@@ -89,7 +91,7 @@ class PointInTime:
         for join in self._joins:
             for name, position in join.keys:
                 in_source = join.scan.types[join.scan.column(name)]
-                in_rows = self._rows.schema.field(f"k{position}").type
+                in_rows = self._key_columns[position].type
                 is_text = pa.types.is_string(in_rows) or pa.types.is_large_string(in_rows)
                 if not pa.types.is_null(in_rows) and is_text != (in_source == "VARCHAR"):
                     raise SchemaError(
@@ -100,7 +102,7 @@ class PointInTime:
 
     def count(self, connection: duckdb.DuckDBPyConnection) -> int:
         """As many rows as there are entity rows."""
-        return int(self._rows.num_rows)
+        return int(self._entities.table.num_rows)
 
     def __call__(
         self, connection: duckdb.DuckDBPyConnection, batch_rows: int | None
@@ -112,51 +114,81 @@ class PointInTime:
         OfflineStoreError
             If DuckDB fails.
         """
-        connection.register(ENTITY_TABLE, self._rows)
-        try:
-            found = [self._find(connection, number) for number in range(len(self._joins))]
-        finally:
-            connection.unregister(ENTITY_TABLE)
-        total = self._rows.num_rows
+        slots: dict[tuple[int, ...], Slots] = {}
+        found = [self._find(connection, join, slots) for join in self._joins]
+        slots.clear()
+        total = self._entities.table.num_rows
         step = max(batch_rows or total, 1)
-        with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, max(total, 1), step):
-                result = self._entities.table.slice(start, step)
-                for join, rows in zip(self._joins, found, strict=True):
-                    columns = _features(connection, pool, join, rows.slice(start, step))
-                    for name, column in zip(join.names, columns, strict=True):
-                        result = result.append_column(name, column)
-                yield result
+        for start in range(0, max(total, 1), step):
+            result = self._entities.table.slice(start, step)
+            for join, rows in zip(self._joins, found, strict=True):
+                columns = _features(connection, join, rows[start : start + step])
+                for name, column in zip(join.names, columns, strict=True):
+                    result = result.append_column(name, column)
+            yield result
 
-    def _find(self, connection: duckdb.DuckDBPyConnection, number: int) -> pa.Array:
-        """The source's row id per entity row, int64, null where there is nothing."""
-        pairs = fetch_arrow(connection, self._searches[number])
-        if pairs.num_rows != self._rows.num_rows:
-            raise OfflineStoreError(
-                f"feature view {self._joins[number].view!r}: the join returned {pairs.num_rows} "
-                f"rows for {self._rows.num_rows} entity rows; please report this query:\n"
-                f"{self._searches[number]}"
-            )
-        place = np.empty(pairs.num_rows, dtype=np.int64)
-        place[pairs.column("row").to_numpy()] = np.arange(pairs.num_rows)
-        return pairs.column("source_row").combine_chunks().take(pa.array(place))
+    def _search(self, join: ViewJoin) -> str:
+        return candidates_query(
+            join,
+            self._entities.span,
+            by_created=self._by_created,
+            nanoseconds=self._nanoseconds,
+        )
+
+    def _find(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        join: ViewJoin,
+        known: dict[tuple[int, ...], Slots],
+    ) -> IntArray:
+        """The source's row id per entity row, NO_ROW where there is nothing."""
+        positions = tuple(position for _, position in join.keys)
+        if positions not in known:
+            known[positions] = slots_of(self._times, [self._key_columns[at] for at in positions])
+        slots = known[positions]
+        levels = 2 if join.created is None else 3
+        valid = ValidRows(slots, levels)
+        connection.register(KEY_TABLE, slots.keys)
+        try:
+            for table in stream_arrow(connection, self._search(join), _SEARCH_ROWS):
+                code, visible, *preference = (column.to_numpy() for column in table.columns)
+                valid.add(code, visible, preference)
+        finally:
+            connection.unregister(KEY_TABLE)
+        ttl = ticks_of(join.ttl, nanoseconds=self._nanoseconds) if join.ttl else None
+        in_order = not (self._by_created and join.created is not None)
+        return valid.result(len(self._times), ttl, in_order=in_order)
 
 
 def _features(
-    connection: duckdb.DuckDBPyConnection, pool: ThreadPoolExecutor, join: ViewJoin, rows: pa.Array
+    connection: duckdb.DuckDBPyConnection, join: ViewJoin, rows: IntArray
 ) -> list[pa.ChunkedArray]:
-    """The feature columns of the given rows of the source, in that order; null stays null."""
-    connection.register(FOUND_TABLE, pa.table({"source_row": rows}))
+    """The feature columns of the given rows of the source, in that order; null for NO_ROW."""
+    wanted = Wanted(rows)
+    connection.register(FOUND_TABLE, pa.table({"source_row": wanted.unique_ids}))
     try:
-        values = fetch_arrow(connection, values_query(join))
+        columns: list[pa.ChunkedArray] = []
+        for first in range(0, len(join.columns), _READ_COLUMNS):
+            query = values_query(join, slice(first, first + _READ_COLUMNS))
+            columns += _gathered(connection, query, wanted, join)
+        return columns
     finally:
         connection.unregister(FOUND_TABLE)
-    places = pc.index_in(rows, value_set=values.column("source_row"), skip_nulls=True)
-    parts = [places.slice(at, _GATHER_ROWS) for at in range(0, max(len(rows), 1), _GATHER_ROWS)]
 
-    def gathered(column: pa.ChunkedArray) -> pa.ChunkedArray:
-        whole = column.combine_chunks()
-        chunks = [whole.take(part) for part in parts]
-        return pa.chunked_array(chunks, type=column.type)
 
-    return list(pool.map(gathered, values.columns[1:]))
+def _gathered(
+    connection: duckdb.DuckDBPyConnection, query: str, wanted: Wanted, join: ViewJoin
+) -> list[pa.ChunkedArray]:
+    gathering: Gathering | None = None
+    for table in stream_arrow(connection, query, _READ_ROWS):
+        ids, *columns = (column.combine_chunks() for column in table.columns)
+        if gathering is None:
+            gathering = Gathering(wanted, [column.type for column in columns])
+        gathering.add(ids.to_numpy(), columns)
+    filled = gathering.filled if gathering is not None else 0
+    if gathering is None or filled != wanted.count_of_rows:
+        raise OfflineStoreError(
+            f"feature view {join.view!r}: {wanted.count_of_rows} rows were found in source "
+            f"{join.scan.label}, then {filled} read; was it written to meanwhile? Run it again"
+        )
+    return gathering.results()
