@@ -6,8 +6,8 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test test-slow check bench clean install
 
-demo: install  ## install, start Redis, run the main job on MovieLens-100k, print recommendations and metrics
-	$(BIN)/feastrank run
+demo: install  ## install, start Redis, run the main job on MovieLens-100k, print recommendations and metrics, serve
+	$(BIN)/feastrank demo
 
 test: install  ## the fast suite, with a real Redis
 	$(BIN)/python -m pytest -n 2

@@ -37,6 +37,11 @@ class Workspace:
         return self.root / "lake"
 
     @property
+    def drained(self) -> Path:
+        """Events that the service was told of, as files that ingest reads beside the source."""
+        return self.root / "drained"
+
+    @property
     def features(self) -> Path:
         """One parquet file per feature view."""
         return self.root / "features"

@@ -60,6 +60,11 @@ def _step(name: str, summary: str) -> Command:
 
 COMMANDS = {
     "run": _step("run", "All steps in order; only what changed runs again."),
+    "demo": Command(
+        "All steps, then the service asked over HTTP before and after a like.",
+        "pipelines.settings:JobSettings",
+        "pipelines.demo:demo",
+    ),
     "ingest": _step("ingest", "Source files through the raw gates into the lake."),
     "features": _step("features", "Lake to gated feature tables."),
     "apply": _step("apply", "Register entities, views and services with Feast."),
@@ -83,11 +88,16 @@ COMMANDS = {
         "pipelines.commands:lists",
     ),
     "serve": Command(
-        "The HTTP service: recommend, rank, features, metrics.",
+        "The HTTP service: recommend, rank, similar, events, features, metrics.",
         "pipelines.settings:ServeSettings",
         "pipelines.serve:serve",
     ),
     "leakage": _step("leakage", "Change the future; see whether features or candidates move."),
+    "drain": Command(
+        "Events that the service was told of, out of Redis into files that ingest reads.",
+        "pipelines.settings:DatasetSettings",
+        "pipelines.drain:drain",
+    ),
     "rollback": Command(
         "Serve the generation before the published one again.",
         "pipelines.settings:DatasetSettings",

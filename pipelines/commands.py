@@ -87,7 +87,7 @@ def run(settings: JobSettings, console: Console) -> None:
     ):
         step.run(context)
     recommender = _recommender(context.workspace)
-    for user in _examples(context):
+    for user in examples(context):
         _print_answer(recommender.recommend(user, 5, explain=True), console)
     _print_metrics(context)
 
@@ -182,7 +182,7 @@ def _recommender(workspace: Workspace) -> Recommender:
     return Recommender(workspace.bundles, job.open_store(workspace))
 
 
-def _examples(context: job.Context) -> list[str]:
+def examples(context: job.Context) -> list[str]:
     """Return the ids of three users of the test slice: with much, some and little history."""
     relevant = pq.read_table(train_step.TrainingFiles(context.workspace.training).relevant)
     users = pc.unique(relevant.filter(pc.equal(relevant["slice"], TEST))["user_id"])

@@ -7,6 +7,7 @@
     ├── IngestError         a dataset that cannot be brought into the lake
     │   ├── SourceError     a source file is missing, empty, damaged or not as described
     │   ├── LakeError       rows that the lake cannot hold, or a lake that is in use or damaged
+    │   ├── DrainError      events that cannot be moved out of Redis now
     │   └── ProposalError   files from which no dataset description can be guessed
     ├── EvaluationError     in pipelines.evaluation.errors: splits and metrics
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
@@ -38,6 +39,10 @@ class SourceError(IngestError):
 
 class LakeError(IngestError):
     """Rows that the lake cannot hold, or a lake that is in use or damaged."""
+
+
+class DrainError(IngestError):
+    """Events that cannot be moved out of Redis now."""
 
 
 class ProposalError(IngestError):

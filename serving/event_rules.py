@@ -17,8 +17,6 @@ from feature_repo.dataset_columns import Rule
 from serving.errors import BundleError
 
 FILE = "events.json"
-TIME_COLUMN = "feastrank_time_us"
-"""Column of a drained event's time: microseconds since 1970 (UTC), int64."""
 
 Value = str | float | bool | None
 Row = dict[str, Value | int]

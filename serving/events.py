@@ -102,24 +102,24 @@ class StoredEvent:
 
 @dataclass(frozen=True)
 class StreamKeys:
-    """Keys of a project's events; the braces keep them in one slot of a Cluster."""
+    """Keys of a space's events; the braces keep them in one slot of a Cluster."""
 
-    project: str
+    space: str
 
     @property
     def stream(self) -> str:
         """The events that are not in the lake yet."""
-        return f"feastrank:{{{self.project}}}:events"
+        return f"feastrank:{{{self.space}}}:events"
 
     @property
     def ids(self) -> str:
         """Digests of the ids that were kept, by time."""
-        return f"feastrank:{{{self.project}}}:event_ids"
+        return f"feastrank:{{{self.space}}}:event_ids"
 
     @property
     def name(self) -> str:
         """A word that tells one stream from another that took its place."""
-        return f"feastrank:{{{self.project}}}:events_name"
+        return f"feastrank:{{{self.space}}}:events_name"
 
 
 class EventLog:
@@ -129,8 +129,8 @@ class EventLog:
     ----------
     client
         The Redis of lists and features.
-    project
-        The Feast project.
+    space
+        Under which name they are kept: the Feast project, as a rule.
     rules
         What events mean.
     users, posts
@@ -140,10 +140,10 @@ class EventLog:
     """
 
     def __init__(
-        self, client: Any, project: str, rules: EventRules, users: IdMap, posts: IdMap, room: int
+        self, client: Any, space: str, rules: EventRules, users: IdMap, posts: IdMap, room: int
     ) -> None:
         self._client = client
-        self._keys = StreamKeys(project)
+        self._keys = StreamKeys(space)
         self._rules = rules
         self._users, self._posts = users, posts
         self._room = room
@@ -194,7 +194,7 @@ class EventLog:
 
     def _append(self, events: Sequence["_Accepted"]) -> list[Status]:
         keys = [self._keys.stream, self._keys.ids, self._keys.name]
-        keys += [recent_key(self._keys.project, event.user_id) for event in events]
+        keys += [recent_key(self._keys.space, event.user_id) for event in events]
         now_ms = time.time_ns() // 1_000_000
         kept_bytes = MAX_RECENT * RECORD.itemsize
         arguments: list[Any] = [self._room, now_ms, 1000 * _ID_LIFE_S, kept_bytes, _RECENT_LIFE_S]

@@ -80,9 +80,9 @@ def past_key(project: str, generation: str, user_id: int) -> str:
     return f"{key_prefix(project, generation)}past:{user_id}"
 
 
-def recent_key(project: str, user_id: int) -> str:
+def recent_key(space: str, user_id: int) -> str:
     """Return the key of a user's recent events; in the slot of the events' stream."""
-    return f"feastrank:{{{project}}}:recent:{user_id}"
+    return f"feastrank:{{{space}}}:recent:{user_id}"
 
 
 def pack_past(past: Past) -> bytes:

@@ -47,6 +47,9 @@ class Recommender:
         What the features are comes from the bundle.
     redis_timeout_s
         Deadline of each call of Redis; None waits as the connection string says.
+    event_space
+        Under which name events are kept; None: the project's. What is kept under another name
+        changes the answers of those who use that name, and is never drained.
     event_room
         How many events may wait in Redis to be drained; beyond it, events are refused.
 
@@ -63,6 +66,7 @@ class Recommender:
         *,
         redis_timeout_s: float | None = None,
         event_room: int = 1_000_000,
+        event_space: str | None = None,
     ) -> None:
         folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
@@ -77,6 +81,7 @@ class Recommender:
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
         self._catalogue = Catalogue(folder)
         self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
+        self._event_space = event_space or manifest.project
         self._events = self._open_events(EventRules.load(folder), event_room)
         self._reported: str | None = None
 
@@ -84,7 +89,7 @@ class Recommender:
         if rules is None:
             return None
         users, posts = self._catalogue.users, self._catalogue.posts
-        return EventLog(self._redis, self.manifest.project, rules, users, posts, room)
+        return EventLog(self._redis, self._event_space, rules, users, posts, room)
 
     def recommend(
         self,
@@ -226,7 +231,7 @@ class Recommender:
 
     def _candidates(self, user_id: int | None) -> tuple[UserState, Candidates, tuple[str, ...]]:
         """Return a user's state, what the sources propose, and why that is less than it should."""
-        state = read_user_state(self._reader, self.manifest, user_id)
+        state = read_user_state(self._reader, self.manifest, user_id, self._event_space)
         found = state.proposals(self.manifest.sources, self._fresh)
         degraded = self._fresh.degraded if state.history.is_fresh else ()
         if not any(len(one.post_ids) for one in state.lists):

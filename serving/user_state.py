@@ -60,7 +60,9 @@ class UserState:
         return proposed
 
 
-def read_user_state(reader: FeatureReader, manifest: Manifest, user_id: int | None) -> UserState:
+def read_user_state(
+    reader: FeatureReader, manifest: Manifest, user_id: int | None, event_space: str
+) -> UserState:
     """Read a known user's state with one command; of an unknown user there is nothing to read.
 
     Raises
@@ -76,7 +78,7 @@ def read_user_state(reader: FeatureReader, manifest: Manifest, user_id: int | No
     keys = [
         f"{key_prefix(project, generation)}{user_id}",
         past_key(project, generation, user_id),
-        recent_key(project, user_id),
+        recent_key(event_space, user_id),
     ]
     service = manifest.contract["service"]
     try:

@@ -19,7 +19,7 @@ from feature_repo.dataset import Dataset, EntityTable, Events, Posts, Source
 from feature_repo.dataset_columns import Rule
 from pipelines.datasets import expressions as sql
 from pipelines.datasets.expressions import Expression
-from pipelines.datasets.parts import Databases, Part, check_types
+from pipelines.datasets.parts import Databases, Part, check_types, drained_parts
 from pipelines.errors import SourceError
 
 Progress = Callable[[str, int, float], None]
@@ -128,6 +128,7 @@ def read_raw(
     folder: Path,
     on_progress: Progress | None = None,
     before: Before | None = None,
+    drained: Path | None = None,
 ) -> RawTables:
     """Read a dataset's source into raw tables below `folder`, replacing those that are there.
 
@@ -139,6 +140,9 @@ def read_raw(
     ----------
     before
         What earlier ingests read: events with a watermark are read from there on.
+    drained
+        Folder of `pipelines.datasets.drain`, whose events follow those of the source; all of them
+        are read every time.
 
     Raises
     ------
@@ -149,7 +153,7 @@ def read_raw(
         raised, so the counts are of the whole part.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reader = _Reader(base_folder, folder, before or Before(), on_progress)
+    reader = _Reader(base_folder, folder, before or Before(), on_progress, drained)
     entities: dict[str, Path | None] = {"users": None, "posts": None}
     with reader.databases:
         for name, source in (("users", dataset.users), ("posts", dataset.posts)):
@@ -262,10 +266,15 @@ class _Reader:
     """Reads the tables of one source, one after another."""
 
     def __init__(
-        self, base_folder: Path, folder: Path, before: Before, on_progress: Progress | None
+        self,
+        base_folder: Path,
+        folder: Path,
+        before: Before,
+        on_progress: Progress | None,
+        drained: Path | None,
     ) -> None:
         self.base_folder, self.folder, self.before = base_folder, folder, before
-        self.on_progress = on_progress
+        self.on_progress, self.drained = on_progress, drained
         self.databases = Databases()
         self.reached = before.reached
         self.types: dict[str, Mapping[str, str]] = {}
@@ -274,6 +283,9 @@ class _Reader:
         """Write one raw table from all of its parts; return its file."""
         since = self.before.reached if table == "events" else None
         parts = self.databases.parts(plan.source, table, self.base_folder, since)
+        own = parts
+        if isinstance(plan.source, Events):
+            parts = [*own, *drained_parts(plan.source, self.drained)]
         for part in parts:
             part.check_columns()
             check_types(part, self.before.types.get(table, {}), self.before.lake)
@@ -284,9 +296,9 @@ class _Reader:
                 f"{parts[0].label} has no rows; expected one for each of the {table}; "
                 f"{'fill it' if plan.source.is_database else 'export it again'}"
             )
-        self.types[table] = parts[0].types
+        self.types[table] = own[0].types
         if table == "events":
-            self.reached = parts[-1].reached
+            self.reached = own[-1].reached
         return target
 
 

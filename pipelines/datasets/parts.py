@@ -19,6 +19,7 @@ import pyarrow.types as pt
 
 from feature_repo.dataset import Events, Source
 from feature_repo.dataset_columns import Watermark
+from pipelines.datasets import commit
 from pipelines.datasets.expressions import literal, quoted
 from pipelines.datasets.files import check_columns, find_files, line_numbers, read_batches
 from pipelines.datasets.postgres import Database, Relation
@@ -264,6 +265,21 @@ class Databases:
         if source.connection not in self._open:
             self._open[source.connection] = Database(source.connection)
         return [TablePart(self._open[source.connection], source, table, since)]
+
+
+def drained_parts(events: Events, folder: Path | None) -> list[Part]:
+    """Return the parts of drained events, in the order of draining.
+
+    They have the described columns, whatever the source is; a killed drain is finished first.
+    """
+    if folder is None or not folder.exists():
+        return []
+    if commit.is_pending(folder):
+        with commit.locked(folder):
+            commit.finish(folder)
+    where = {"format": "parquet", "path": ("part-*.parquet",), "header": True, "watermark": None}
+    source = events.model_copy(update=where)
+    return [FilePart(path, source, "events") for path in sorted(folder.glob("part-*.parquet"))]
 
 
 def fetched_ahead(items: Generator[pa.RecordBatch, None, None]) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.datasets.fetch import fetch
 from pipelines.datasets.lake import read_before, recover, write_lake
 from pipelines.datasets.normalise import RawTables, read_raw
-from pipelines.datasets.parts import Databases, Stamp
+from pipelines.datasets.parts import Databases, Stamp, drained_parts
 from pipelines.job.context import Bar, Context, Progresses
 from pipelines.job.gates import judge
 from pipelines.steps import StepRecord, code_key, content_key
@@ -63,6 +63,7 @@ def _stamps(context: Context, base: Path) -> list[Stamp]:
                 if source is not None and source.is_database:
                     part.check_columns()
                 stamps.append(part.stamp())
+    stamps += [part.stamp() for part in drained_parts(dataset.events, context.workspace.drained)]
     return stamps
 
 
@@ -76,7 +77,8 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
 
     try:
         before = read_before(context.dataset, context.workspace.lake)
-        raw = read_raw(context.dataset, base, raw_folder, progress, before)
+        drained = context.workspace.drained
+        raw = read_raw(context.dataset, base, raw_folder, progress, before, drained)
         _gate(context, raw)
         result = write_lake(
             raw,

@@ -191,6 +191,25 @@ def test_events_survive_a_restart_of_service_and_redis(service: Service):
     assert ids(service.recommend(k=3)) == after != before
 
 
+def test_drained_events_reach_the_lake_once(service: Service):
+    job = service.job
+    before = job.facts("ingest")["events"]
+    time = {"time": "2024-05-02T12:00:00Z"}
+    post_events(service, event(1, "p001") | time, event(2, "p002", "view") | time)
+    for moved, step in ((2, "s"), (0, "unchanged")):
+        outcome = job.do("drain")
+        assert outcome.code == 0, outcome.err
+        assert f"{moved} events into" in outcome.out
+        outcome = job.do("ingest")
+        assert outcome.code == 0, outcome.err
+        assert outcome.steps["ingest"].endswith(step)
+        facts = job.facts("ingest")
+        assert (facts["events"], facts["new_events"]) == (before + 2, 2)
+    assert stream(service) == []
+    # They stay in effect until a bundle that knows them is published.
+    assert "p001" not in ids(service.recommend(k=1000))
+
+
 def test_a_request_takes_two_round_trips(service: Service):
     service.recommend()
     post_events(service, event(1, "p001"))
