@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Metric = Literal["ip", "cos"]
 
-_LINKS, _BUILD_EFFORT, _SEARCH_EFFORT = 16, 128, 128
+_LINKS, _BUILD_EFFORT, _SEARCH_EFFORT = 16, 128, 256
 # Several threads link a graph in no fixed order, so small ones, which are fast enough, are built
 # by one: their files are the same whenever their vectors are.
 _THREADED_FROM = 100_000

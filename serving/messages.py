@@ -124,8 +124,8 @@ class RankedAnswer(BaseModel):
     bundle: str = Field(description="The generation that answered.")
     degraded: list[str] = Field(
         description="Why the answer is worse than it should be: lists_missing, "
-        "lists_unavailable, lists_damaged, features_unavailable, bundle_outdated. Empty when all "
-        "is well."
+        "lists_unavailable, lists_damaged, features_unavailable, index_unavailable, "
+        "bundle_outdated. Empty when all is well."
     )
     milliseconds: float = Field(description="Time taken, transport aside.")
     posts: list[RankedPost] = Field(description="Best first.")

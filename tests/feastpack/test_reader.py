@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import redis
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, RequestSource
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
@@ -138,6 +139,24 @@ def test_a_user_and_some_posts(reader: FeatureReader) -> None:
     times = frame.event_times("score")
     assert times[0] == np.datetime64(NOW.replace(tzinfo=None))
     assert np.isnat(times[2])
+
+
+def test_a_read_in_two_parts_is_the_read_in_one(reader: FeatureReader, redis_server) -> None:
+    features = ["posts:score", "users:age", "posts:topic", "users:rate"]
+    entities = {"user_id": 1, "post_id": [11, 10, 99]}
+    with redis.Redis(port=redis_server.port) as client:
+        client.set("beside", b"value")
+    begun = reader.begin(features, {"user_id": 1}, [b"beside", b"no such key"])
+    assert begun.beside == [b"value", None]
+    assert len(begun.answers) == 1
+    whole, parts = reader.read(features, entities), reader.read(features, entities, begun=begun)
+    assert parts.to_arrow().equals(whole.to_arrow())
+    # What was read of other features is not taken for these.
+    others = reader.begin(["users:city"], {"user_id": 2})
+    again = reader.read(features, entities, begun=others)
+    assert again.to_arrow().equals(whole.to_arrow())
+    # Nothing of the features is known by these entities, and nothing was asked beside them.
+    assert reader.begin(["posts:score"], {"user_id": 1}).answers == {}
 
 
 def test_nulls_and_missing_users_in_the_matrix(reader: FeatureReader) -> None:
