@@ -154,8 +154,8 @@ def _parts(
     questions: Sequence[Question], stored: Sequence[bytes | None]
 ) -> list[tuple[Question, Sequence[bytes | None]]]:
     ends = list(accumulate(len(question.keys) for question in questions))
-    starts = [0, *ends[:-1]]
-    return [(q, stored[a:b]) for q, a, b in zip(questions, starts, ends, strict=True)]
+    starts = [0, *ends]
+    return [(q, stored[a:b]) for q, a, b in zip(questions, starts, ends, strict=False)]
 
 
 def _listed(keys: Sequence[Keys]) -> list[bytes]:
