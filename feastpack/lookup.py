@@ -125,7 +125,7 @@ def ask_beside(
                 book.learn(question.layout, client.hgetall(question.layout.keys.schemas_key))
                 answers.append(book.decode(question, part))
     except redis.exceptions.RedisError as error:
-        raise translated(error, f"reading {count} values from Redis") from error
+        raise translated(error, f"reading {count} rows from Redis") from error
     return answers, stored[count - len(others) :]
 
 
