@@ -81,6 +81,8 @@ def text(column: str, types: Types) -> Expression:
 
 def identifier(column: str, types: Types) -> Expression:
     """Return an id as text, without white space around it (which tells no two apart); never ''."""
+    if pt.is_integer(types[column]):
+        return text(column, types)
     white = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
     return Expression(f"nullif(trim({text(column, types).sql}, {white}), '')")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from feature_repo.dataset import Dataset, EntityTable, Events, Posts, Source
 from feature_repo.dataset_columns import Rule
@@ -43,7 +43,7 @@ EVENTS_SCHEMA = pa.schema(
     ]
 )
 
-_ROW = "feastrank row"  # the row's place in its part, carried through every query
+_ROW = "feastrank row"  # the row's place over all parts, carried through every query
 _SHOWN_VALUES = 3
 _SYNTHETIC_START = "2000-01-01"
 _SYNTHETIC_DAYS = 100
@@ -313,24 +313,27 @@ def _convert(
     temporary = target.with_suffix(".tmp")
     total = 0
     connection = _connect(plan.zone, table)
-    with connection, pq.ParquetWriter(temporary, plan.schema, compression="zstd") as writer:
+    # Read once and removed: fast to write counts for more than small.
+    cheap = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    with connection, pq.ParquetWriter(temporary, plan.schema, **cheap) as writer:
         for position, part in enumerate(parts):
             faults: _Faults = {}
             start = total
             for batch, share in part.batches():
+                batch = _with_zone(batch) if plan.zone == "UTC" else batch
                 types = dict(zip(batch.column_names, batch.schema.types, strict=True))
                 try:
                     expressions = plan.expressions(types)
                 except SourceError as error:
                     raise SourceError(f"{part.label}: {error}") from error
-                result = _run(connection, batch, expressions, total - start, part.label)
+                result = _run(connection, batch, expressions, total, part.label)
                 _note_faults(result, batch, expressions, faults)
-                writer.write_table(_shape(result, plan.schema, start))
+                writer.write_table(_shape(result, plan.schema))
                 total += batch.num_rows
                 if on_progress is not None:
                     on_progress(f"reading {table}", total, (position + share) / len(parts))
             if faults:
-                raise SourceError(_describe(faults, part, plan.source, table, total - start))
+                raise SourceError(_describe(faults, part, plan.source, table, start, total))
     temporary.replace(target)
     return total
 
@@ -339,12 +342,23 @@ def _connect(zone: str, table: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     try:
         connection.execute(f"SET TimeZone = {sql.literal(zone)}")
+        # A batch is too small to share out, and each thread keeps memory of its own.
+        connection.execute("SET threads = 1")
     except duckdb.Error as error:
         connection.close()
         raise SourceError(
             f"{table}: unknown time zone '{zone}'; write one such as 'UTC' or 'Europe/Berlin'"
         ) from error
     return connection
+
+
+def _with_zone(batch: pa.Table) -> pa.Table:
+    """Call times without a zone UTC: free of cost here, and slow in DuckDB."""
+    for place, one in enumerate(batch.schema):
+        if pt.is_timestamp(one.type) and one.type.tz is None:
+            zoned = batch[one.name].cast(pa.timestamp(one.type.unit, "UTC"))
+            batch = batch.set_column(place, one.name, zoned)
+    return batch
 
 
 def _run(
@@ -354,7 +368,8 @@ def _run(
     first_row: int,
     where: str,
 ) -> pa.Table:
-    rows = pa.array(np.arange(first_row, first_row + batch.num_rows, dtype=np.int64))
+    # Not from a numpy array: pyarrow would import pandas, which needs more memory than all else.
+    rows = pa.arange(first_row, first_row + batch.num_rows)
     connection.register("batch", batch.append_column(_ROW, rows))
     parts = [f"{one.sql} AS {sql.quoted(name)}" for name, one in expressions.items()]
     parts += [
@@ -394,12 +409,12 @@ def _note_faults(
         fault.add(result[_ROW].take(places), batch[expression.column].take(places))
 
 
-def _shape(result: pa.Table, schema: pa.Schema, start: int) -> pa.Table:
+def _shape(result: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give a query's result the raw table's columns; those without an expression are null."""
     arrays: list[Any] = []
     for one in schema:
         if one.name == "event_order":
-            arrays.append(pc.add(result[_ROW], start))
+            arrays.append(result[_ROW])
         elif one.name in result.column_names:
             arrays.append(result[one.name].cast(one.type))
         else:
@@ -407,13 +422,13 @@ def _shape(result: pa.Table, schema: pa.Schema, start: int) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _describe(faults: _Faults, part: Part, source: Source, table: str, total: int) -> str:
+def _describe(faults: _Faults, part: Part, source: Source, table: str, start: int, end: int) -> str:
     lines = []
     for fault in faults.values():
-        where = part.locate(fault.rows)
+        where = part.locate([row - start for row in fault.rows])
         shown = ", ".join(f"{at} {value}" for at, value in zip(where, fault.values, strict=True))
         lines.append(
-            f"{part.label}: {fault.count:,} of {total:,} rows have a column '{fault.column}' "
+            f"{part.label}: {fault.count:,} of {end - start:,} rows have a column '{fault.column}' "
             f"that is not {fault.expected} (first: {shown})"
         )
     hint = f", or list texts that mean null in {table}.nulls" if source.format == "csv" else ""

@@ -5,10 +5,7 @@ places of rows, for messages.
 """
 
 import difflib
-import queue
-import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -27,7 +24,6 @@ from pipelines.errors import SourceError
 
 Stamp = tuple[Any, ...]
 
-_AHEAD = 2
 # Types that hold the same values in more or fewer bytes: a change among them changes no meaning.
 _ALIKE = (
     {"int2", "int4", "int8"},
@@ -152,7 +148,7 @@ class TablePart:
                 "whole number or a time; choose another column"
             )
         null = f"SELECT 1 FROM {self.relation.sql} WHERE {quoted(name)} IS NULL LIMIT 1"
-        if self.database.rows(null, label=self.label):
+        if self.database.rows(null, self.label):
             raise SourceError(
                 f"{self.label} has rows without '{name}', the watermark: they would be read once "
                 "and never again; fill it in, or choose another column"
@@ -168,7 +164,7 @@ class TablePart:
                 query += f" WHERE {column} >= {self._start(self.since, self.watermark)}"
             query += f" ORDER BY {column}"
         estimate, done = self.database.estimate(query, self.label), 0
-        for batch in fetched_ahead(self.database.batches(query, self.label)):
+        for batch in self.database.batches(query, self.label):
             done += batch.num_rows
             if self.watermark is not None and batch.num_rows:
                 self.reached = _as_text(batch[self.watermark.column][-1].as_py())
@@ -191,18 +187,16 @@ class TablePart:
             found = self.database.rows(
                 f"SELECT count(*), sum(hashtextextended(ROW({row})::text, 0))::text "
                 f"FROM {relation.sql}",
-                label=self.label,
+                self.label,
             )
             return (relation.sql, types, *found[0])
         column = quoted(self.watermark.column)
-        [(last,)] = self.database.rows(
-            f"SELECT max({column}) FROM {relation.sql}", label=self.label
-        )
+        [(last,)] = self.database.rows(f"SELECT max({column}) FROM {relation.sql}", self.label)
         if last is None:
             return relation.sql, types, None, 0
         start = self._start(_as_text(last), self.watermark)
         [(count,)] = self.database.rows(
-            f"SELECT count(*) FROM {relation.sql} WHERE {column} >= {start}", label=self.label
+            f"SELECT count(*) FROM {relation.sql} WHERE {column} >= {start}", self.label
         )
         return relation.sql, types, _as_text(last), count
 
@@ -280,45 +274,6 @@ def drained_parts(events: Events, folder: Path | None) -> list[Part]:
     where = {"format": "parquet", "path": ("part-*.parquet",), "header": True, "watermark": None}
     source = events.model_copy(update=where)
     return [FilePart(path, source, "events") for path in sorted(folder.glob("part-*.parquet"))]
-
-
-def fetched_ahead(items: Generator[pa.RecordBatch, None, None]) -> Iterator[pa.RecordBatch]:
-    """Yield the items of an iterator that a thread works off, a few ahead of the consumer."""
-    ready: queue.Queue[Any] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def work() -> None:
-        try:
-            with closing(items):
-                for item in items:
-                    put((item, None))
-                    if stopped.is_set():
-                        return
-            put((None, None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="fetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _as_text(value: Any) -> str:

@@ -6,24 +6,31 @@ translated here, and none shows the connection's password.
 
 import difflib
 import os
+import queue
 import re
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote
 
+import adbc_driver_postgresql
 import pyarrow as pa
 import pyarrow.types as pt
+
+# Not the driver's DB-API: it imports pandas, which needs more memory than the reading.
+from adbc_driver_manager import AdbcConnection, AdbcStatement
 from adbc_driver_manager import Error as DriverError
-from adbc_driver_postgresql import StatementOptions, dbapi
+from adbc_driver_postgresql import StatementOptions
 
 from feature_repo.dataset import Source
-from pipelines.datasets.expressions import quoted
+from pipelines.datasets.expressions import literal, quoted
 from pipelines.errors import SourceError
 
 CONNECT_SECONDS = 10
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 2 << 20
+_AHEAD = 2
 _TYPE = b"POSTGRESQL:type"
 _URI = re.compile(r"postgres(ql)?://", re.IGNORECASE)
 _PASSWORDS = (
@@ -93,11 +100,17 @@ class Database:
 
     def __init__(self, variable: str) -> None:
         self.variable = variable
-        self._connection = connect(variable)
-        with self._translated("the connection"), self._connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            # Else a large table's scan may begin in its middle, where another reader is.
-            cursor.execute("SET LOCAL synchronize_seqscans = off")
+        self._driver = connect(variable)
+        self.connection = self._driver.connection
+        with self.translated("the connection"):
+            self.connection.set_autocommit(False)
+            for setting in (
+                "TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY",
+                # Else a large table's scan may begin in its middle, where another reader is.
+                "LOCAL synchronize_seqscans = off",
+                "LOCAL standard_conforming_strings = on",
+            ):
+                self._driver.run(f"SET {setting}")
 
     def __enter__(self) -> Self:
         return self
@@ -107,15 +120,12 @@ class Database:
 
     def close(self) -> None:
         """Give the connection back."""
-        with suppress(DriverError):  # a connection that is lost already cannot be rolled back
-            self._connection.close()
+        self._driver.close()
 
-    def rows(self, sql: str, *parameters: Any, label: str = "PostgreSQL") -> list[Any]:
+    def rows(self, sql: str, label: str = "PostgreSQL") -> list[tuple[Any, ...]]:
         """Run a query for a few rows."""
-        with self._translated(label), self._connection.cursor() as cursor:
-            cursor.execute(sql, parameters or None)
-            found: list[Any] = cursor.fetchall()
-        return found
+        tables = [batch.to_pylist() for batch in self.batches(sql, label)]
+        return [tuple(row.values()) for rows in tables for row in rows]
 
     def relation(self, source: Source, table: str) -> Relation:
         """Return what a description's table reads from.
@@ -132,27 +142,45 @@ class Database:
             assert source.table is not None
             sql = self._table(source.table, table)
             label = f"{table}: table {sql}"
-        with self._translated(label), self._connection.cursor() as cursor:
-            schema = cursor.adbc_execute_schema(f"SELECT * FROM {sql}")
+        with self.translated(label), closing(self._driver.statement()) as statement:
+            statement.set_sql_query(f"SELECT * FROM {sql}")
+            schema = pa.schema(statement.execute_schema())
         return Relation(label, sql, schema)
 
-    def batches(self, sql: str, label: str) -> Generator[pa.RecordBatch, None, None]:
-        """Yield the rows of a SELECT in batches of about 4 MiB.
+    def batches(self, sql: str, label: str) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a SELECT in batches of about 2 MiB, which a thread fetches ahead.
 
         Raises
         ------
         SourceError
             If the SELECT fails, or the connection is lost before its end.
         """
+        size = {StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_BATCH_BYTES)}
+        with closing(self._driver.statement(**size)) as statement:
+            yield from _fetched_ahead(self._fetch(statement, sql, label), statement)
+
+    def estimate(self, sql: str, label: str) -> int:
+        """Return about how many rows a SELECT has, by the planner's statistics; at least 1."""
+        # COPY, the driver's own way to send rows, knows no EXPLAIN.
+        options = {StatementOptions.USE_COPY.value: "false"}
+        with self.translated(label), closing(self._driver.statement(**options)) as statement:
+            statement.set_sql_query(f"EXPLAIN {sql}")
+            handle, _ = statement.execute_query()
+            plan = pa.RecordBatchReader.from_stream(handle).read_all()
+        found = re.search(r"rows=(\d+)", plan[0][0].as_py())
+        return max(int(found[1]), 1) if found else 1
+
+    def _fetch(
+        self, statement: AdbcStatement, sql: str, label: str
+    ) -> Generator[pa.RecordBatch, None, None]:
         done = 0
-        with self._connection.cursor() as cursor:
-            size = {StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(_BATCH_BYTES)}
-            cursor.adbc_statement.set_options(**size)
-            with self._translated(label):
-                cursor.execute(sql)
-                reader = cursor.fetch_record_batch()
+        with self.translated(label):
+            statement.set_sql_query(sql)
+            handle, _ = statement.execute_query()
+            reader = pa.RecordBatchReader.from_stream(handle)
+        with reader:
             while True:
-                with self._translated(label, f" after {done:,} rows"):
+                with self.translated(label, f" after {done:,} rows"):
                     try:
                         batch = reader.read_next_batch()
                     except StopIteration:
@@ -160,22 +188,13 @@ class Database:
                 done += batch.num_rows
                 yield batch
 
-    def estimate(self, sql: str, label: str) -> int:
-        """Return about how many rows a SELECT has, by the planner's statistics; at least 1."""
-        with self._translated(label), self._connection.cursor() as cursor:
-            cursor.adbc_statement.set_options(**{StatementOptions.USE_COPY.value: False})
-            cursor.execute(f"EXPLAIN {sql}")
-            (line,) = cursor.fetchall()[0]
-        found = re.search(r"rows=(\d+)", line)
-        return max(int(found[1]), 1) if found else 1
-
     def _table(self, name: str, table: str) -> str:
         qualified = "format('%I.%I', nspname, relname)"
         relations = (
             f"SELECT {qualified} FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
         )
         label = f"{table}.table = '{name}'"
-        found = self.rows(f"{relations} WHERE pg_class.oid = to_regclass($1)", name, label=label)
+        found = self.rows(f"{relations} WHERE pg_class.oid = to_regclass({literal(name)})", label)
         if found:
             return str(found[0][0])
         there = self.rows(
@@ -191,7 +210,8 @@ class Database:
         )
 
     @contextmanager
-    def _translated(self, label: str, when: str = "") -> Iterator[None]:
+    def translated(self, label: str, when: str = "") -> Iterator[None]:
+        """Turn the driver's errors into `SourceError` that says where and what to do."""
         try:
             yield
         except (DriverError, pa.ArrowException, OSError) as error:
@@ -209,7 +229,38 @@ class Database:
             raise SourceError(f"{label}: {text}; correct the description or the table") from error
 
 
-def connect(variable: str) -> dbapi.Connection:
+class Driver:
+    """The driver's handles of one connection, which must be closed in order."""
+
+    def __init__(self, uri: str) -> None:
+        self._database = adbc_driver_postgresql.connect(uri)
+        try:
+            self.connection = AdbcConnection(self._database)
+        except DriverError:
+            self._database.close()
+            raise
+
+    def statement(self, **options: str) -> AdbcStatement:
+        """Return a new statement; it must be closed before the connection."""
+        statement = AdbcStatement(self.connection)
+        statement.set_options(**options)
+        return statement
+
+    def run(self, sql: str) -> int:
+        """Run a statement that returns no rows; return how many it changed, -1 if not known."""
+        with closing(self.statement()) as statement:
+            statement.set_sql_query(sql)
+            changed: int = statement.execute_update()
+        return changed
+
+    def close(self) -> None:
+        """Give the connection back; what was not committed is undone."""
+        with suppress(DriverError):  # a connection that is lost already cannot be rolled back
+            self.connection.close()
+        self._database.close()
+
+
+def connect(variable: str) -> Driver:
     """Connect with what an environment variable holds.
 
     Raises
@@ -224,7 +275,7 @@ def connect(variable: str) -> dbapi.Connection:
             "postgresql://user:password@host:5432/database"
         )
     try:
-        return dbapi.connect(_with_timeout(value))
+        return Driver(_with_timeout(value))
     except DriverError as error:
         text = _plain(str(error))
         text = text.removeprefix("Failed to connect: ")
@@ -285,3 +336,46 @@ def _readable(sql: str, kind: pa.DataType, name: str) -> str:
 
 def _is_plain(kind: pa.DataType) -> bool:
     return not isinstance(kind, pa.BaseExtensionType) and not pt.is_interval(kind)
+
+
+def _fetched_ahead(
+    items: Generator[pa.RecordBatch, None, None], statement: AdbcStatement
+) -> Iterator[pa.RecordBatch]:
+    """Yield what a thread works off, a few ahead; if no more is asked for, cancel the statement."""
+    ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            with closing(items):
+                for item in items:
+                    put((item, None))
+                    if stopped.is_set():
+                        return
+            put((None, None))
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="fetch", daemon=True)
+    thread.start()
+    is_done = False
+    try:
+        while not is_done:
+            item, error = ready.get()
+            is_done = item is None
+            if error is not None:
+                raise error
+            if item is not None:
+                yield item
+    finally:
+        stopped.set()
+        if not is_done:
+            with suppress(DriverError):
+                statement.cancel()
+        thread.join()
