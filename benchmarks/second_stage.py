@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from benchmarks.protocols import Data, inner_cuts, settings_for, warm_test
 from benchmarks.two_stage import (
-    BLEND,
     Floats,
     Slice,
     blend_scores,
@@ -49,7 +48,7 @@ FIRST = {
     ],
     "catboost": [dataclasses.asdict(CatBoostSettings())],
 }
-LEADERS = 5
+LEADERS = {"lightgbm": 4, "catboost": 1}
 MOST_MEMBERS = 12
 
 
@@ -195,35 +194,60 @@ class Search:
         -------
         the members, and the value after each of them; cut where the value was highest.
         """
-        votes = [
-            [vote(m, one.target, weights) for m in learnt_members(library, one.labels)]
-            for one in self._prepared
-        ]
+        votes = self._votes(library, weights)
         taken: list[int] = []
         values: list[float] = []
         for _ in range(MOST_MEMBERS):
             means = [
-                np.mean(
-                    [
-                        one.measure(np.mean([mine[i] for i in (*taken, added)], axis=0))[METRIC]
-                        for one, mine in zip(self._prepared, votes, strict=True)
-                    ]
-                )
+                np.mean([found[METRIC] for found in self._measured(votes, [*taken, added])])
                 for added in range(len(library))
             ]
             best = int(np.argmax(means))
             taken.append(best)
             values.append(float(means[best]))
         length = int(np.argmax(values)) + 1
+        for place, member in enumerate(library):
+            self._report(f"{member['ranker']} {place}", votes, [place])
+        self._report(f"ensemble of {taken[:length]}", votes, taken[:length])
         return [library[i] for i in taken[:length]], values[:length]
 
-    def report(self, members: list[dict[str, Any]], weights: Mapping[str, float]) -> None:
-        """Print hit rate, NDCG and MAP of the ensemble and of the blend alone, on validation."""
-        for title, some in (("ensemble", members), ("blend", [{"ranker": BLEND}])):
-            found = []
-            for one in self._prepared:
-                learnt = learnt_members(some, one.labels)
-                votes = [vote(member, one.target, weights) for member in learnt]
-                found.append(one.measure(np.mean(votes, axis=0)))
-            shown = ("hit_rate@10", METRIC, "map_over_k@10")
-            print(title, {m: round(float(np.mean([f[m] for f in found])), 5) for m in shown})
+    def _votes(
+        self, library: list[dict[str, Any]], weights: Mapping[str, float]
+    ) -> list[list[Floats]]:
+        """Return each member's vote on each validation slice."""
+        return [
+            [self._vote(member, place, weights) for member in library]
+            for place in range(len(self._prepared))
+        ]
+
+    def _vote(self, member: dict[str, Any], place: int, weights: Mapping[str, float]) -> Floats:
+        """Return one vote; it is kept, so that an interrupted choice goes on."""
+        one = self._prepared[place]
+        path = home() / "quality" / "votes" / f"{content_key(self._study, member, place)[:24]}.npy"
+        if member["ranker"] != BLEND and path.exists():
+            kept: Floats = np.load(path, allow_pickle=False)
+            return kept
+        start = time.monotonic()
+        (learnt,) = learnt_members([member], one.labels)
+        votes = vote(learnt, one.target, weights)
+        if learnt is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".tmp.npy")
+            np.save(unfinished, votes, allow_pickle=False)
+            unfinished.replace(path)
+            seconds = time.monotonic() - start
+            print(f"  {member['ranker']} learnt in {seconds:.1f} s", flush=True)
+        return votes
+
+    def _measured(self, votes: list[list[Floats]], taken: list[int]) -> list[dict[str, float]]:
+        return [
+            one.measure(np.mean([mine[i] for i in taken], axis=0))
+            for one, mine in zip(self._prepared, votes, strict=True)
+        ]
+
+    def _report(self, title: str, votes: list[list[Floats]], taken: list[int]) -> None:
+        """Print means over the validation slices."""
+        found = self._measured(votes, taken)
+        shown = ("hit_rate@10", METRIC, "map_over_k@10")
+        means = {metric: round(float(np.mean([f[metric] for f in found])), 5) for metric in shown}
+        print(f"  {title}: {means}", flush=True)

@@ -89,10 +89,9 @@ def tune_second_stage(
     library = [{"ranker": BLEND}] + [
         {"ranker": name, "settings": {**leader, "seed": 0}}
         for name, tuned in found.items()
-        for leader in tuned.leaders[:LEADERS]
+        for leader in tuned.leaders[: LEADERS[name]]
     ]
     members, values = search.ensemble(library, blended.settings)
-    search.report(members, blended.settings)
     settings["two_stage"] = {
         "sources": list(sources),
         "label_slices": count,

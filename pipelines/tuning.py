@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -143,7 +143,7 @@ class Tuned:
     settings: dict[str, Any]
     value: float
     trials: int
-    leaders: tuple[dict[str, Any], ...] = ()
+    leaders: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
 
 def tune(
