@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from benchmarks.protocols import Data, inner_cuts, settings_for, warm_test
 from benchmarks.two_stage import (
+    BLEND,
     Floats,
     Slice,
     blend_scores,
@@ -251,3 +252,14 @@ class Search:
         shown = ("hit_rate@10", METRIC, "map_over_k@10")
         means = {metric: round(float(np.mean([f[metric] for f in found])), 5) for metric in shown}
         print(f"  {title}: {means}", flush=True)
+
+
+def with_seeds(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give members that come several times a seed each: their mean is less a matter of chance."""
+    seeded: list[dict[str, Any]] = []
+    for place, member in enumerate(members):
+        settings = dict(member.get("settings", {}))
+        if "seed" in settings:
+            settings["seed"] += members[:place].count(member)
+        seeded.append({**member, "settings": settings} if settings else member)
+    return seeded

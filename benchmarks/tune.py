@@ -26,7 +26,7 @@ from benchmarks.protocols import (
     users_of,
     warm_test,
 )
-from benchmarks.second_stage import LEADERS, METRIC, Search, Slices, experiments
+from benchmarks.second_stage import LEADERS, METRIC, Search, Slices, experiments, with_seeds
 from benchmarks.two_stage import BLEND, SOURCES
 from feature_repo.workspace import home
 from pipelines.candidates.registry import GENERATORS, make_generator
@@ -97,7 +97,7 @@ def tune_second_stage(
         "label_slices": count,
         "blend": {name: round(weight, 3) for name, weight in blended.settings.items()},
         f"blend_validation_{METRIC}": round(blended.value, 5),
-        "rankers": members,
+        "rankers": with_seeds(members),
         "rankers_validation": {
             name: {METRIC: round(tuned.value, 5), "trials": tuned.trials}
             for name, tuned in found.items()

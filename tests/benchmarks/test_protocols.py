@@ -18,7 +18,7 @@ from benchmarks.protocols import (
     settings_for,
     warm_test,
 )
-from benchmarks.second_stage import Experiment, Search
+from benchmarks.second_stage import Experiment, Search, with_seeds
 from benchmarks.two_stage import (
     BLEND,
     Slice,
@@ -191,7 +191,8 @@ def test_equal_members_are_learnt_once_and_the_blend_is_one_of_them():
     assert np.array_equal(vote(learnt[1], part, weights), expected)
 
 
-def test_an_ensemble_takes_what_helps_and_stops_where_it_is_best():
+def test_an_ensemble_takes_what_helps_and_stops_where_it_is_best(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEASTRANK_HOME", str(tmp_path))
     part = example()
     relevant = pa.table({"user_id": part.users, "post_id": part.posts}).filter(
         pa.array(part.labels == 1)
@@ -201,5 +202,14 @@ def test_an_ensemble_takes_what_helps_and_stops_where_it_is_best():
     members, values = search.ensemble([bad, good], {"a": 1.0, "b": 0.5})
     assert len(members) == len(values)
     assert values[-1] == max(values)
+    assert len(list(tmp_path.rglob("*.npy"))) == 1  # the blend has nothing to keep
     alone = search.ensemble([bad], {"a": 1.0, "b": 0.5})[1][0]
     assert values[0] >= alone
+
+
+def test_members_that_come_twice_differ_in_their_seed():
+    one, blend = {"ranker": "lightgbm", "settings": {"leaves": 3, "seed": 0}}, {"ranker": BLEND}
+    seeded = with_seeds([one, blend, one, one])
+    assert [member.get("settings", {}).get("seed") for member in seeded] == [0, None, 1, 2]
+    assert seeded[1] == blend
+    assert one["settings"]["seed"] == 0
