@@ -213,3 +213,5 @@ def test_members_that_come_twice_differ_in_their_seed():
     assert [member.get("settings", {}).get("seed") for member in seeded] == [0, None, 1, 2]
     assert seeded[1] == blend
     assert one["settings"]["seed"] == 0
+    slow = {"ranker": "catboost", "settings": {"seed": 0}}
+    assert with_seeds([slow, slow]) == [slow, slow]
