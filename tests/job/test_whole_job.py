@@ -152,7 +152,7 @@ def test_a_publication_whose_evaluation_is_of_an_older_training_is_refused(job: 
 
 def test_unknown_commands_flags_and_values_are_wrong_usage(job: Job, capsys):
     assert job.do("recomend").code == 2
-    assert "unknown command 'recomend'; expected one of run, ingest" in job.do("recomend").err
+    assert "unknown command 'recomend'; expected one of run, demo, ingest" in job.do("recomend").err
     outcome = job.do("run", "--label-slices", "many")
     assert outcome.code == 2
     assert "--label-slices many" in outcome.err
