@@ -15,8 +15,6 @@ ingest adds one part to each month that it has new events of; a crash leaves the
 with an announced change that the next ingest (or `recover`) finishes.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -33,6 +31,12 @@ import pyarrow.parquet as pq
 from feature_repo.dataset import Dataset
 from pipelines.datasets import commit
 from pipelines.datasets.expressions import literal, quoted
+from pipelines.datasets.lake_state import (
+    events_rules,
+    followed_table,
+    read_state,
+    write_state,
+)
 from pipelines.datasets.normalise import (
     EVENTS_SCHEMA,
     TEXTS,
@@ -52,7 +56,6 @@ LAKE_EVENTS_SCHEMA = pa.schema(
 
 _BATCH_ROWS = 1 << 18
 _ENTITIES = {"users": "user_id", "posts": "post_id"}
-_STATE = "lake.json"
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,9 @@ def read_before(dataset: Dataset, lake: Path) -> Before:
     Nothing if the description reads events in another way now, or from another place.
     """
     recover(lake)
-    known = _read_state(lake)
+    known = read_state(lake)
     followed = known.get("followed", {})
-    same = followed.get("source") == _followed_fingerprint(dataset)
+    same = followed.get("source") == followed_table(dataset)
     reached = followed.get("reached") if same and _has_events(lake) else None
     types = known.get("types", {}) if _has_events(lake) else {}
     return Before(reached, types, lake)
@@ -194,11 +197,11 @@ class _LakeWriter:
         self.removed: list[Path] = []
 
     def write(self, *, drop_orphans: bool) -> IngestResult:
-        rules = _rules_fingerprint(self.raw.dataset)
         old_parts = sorted((self.lake / "events").glob("*/*.parquet"))
-        known = _read_state(self.lake)
+        known = read_state(self.lake)
         rebuilt = bool(old_parts) and (
-            not self.raw.dataset.has_clock or known.get("events_rules") != rules
+            not self.raw.dataset.has_clock
+            or known.get("events_rules") != events_rules(self.raw.dataset)
         )
         if rebuilt:
             self.removed += old_parts
@@ -225,7 +228,7 @@ class _LakeWriter:
         topics = self._write_topics()
         kept_parts = [] if rebuilt else old_parts
         new_events = self._write_events(1 + max(map(_part_number, kept_parts), default=-1))
-        self._write_state(rules)
+        write_state(self.raw, self.staging)
         return IngestResult(
             users=rows["users"],
             posts=rows["posts"],
@@ -467,43 +470,9 @@ class _LakeWriter:
     def _schema_of(self, table: str) -> pa.Schema:
         return self.connection.sql(f"SELECT * FROM {table} LIMIT 0").to_arrow_table().schema
 
-    def _write_state(self, rules: str) -> None:
-        state: dict[str, Any] = {"events_rules": rules}
-        after = self.raw.after
-        if after.reached is not None:
-            source = _followed_fingerprint(self.raw.dataset)
-            state["followed"] = {"source": source, "reached": after.reached}
-        types = {table: dict(types) for table, types in after.types.items() if types}
-        if types:
-            state["types"] = types
-        (self.staging / _STATE).write_text(json.dumps(state), encoding="utf-8")
-
-
-def _read_state(lake: Path) -> dict[str, Any]:
-    path = lake / _STATE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
 
 def _has_events(lake: Path) -> bool:
     return any((lake / "events").glob("*/*.parquet"))
-
-
-def _rules_fingerprint(dataset: Dataset) -> str:
-    """Return a checksum of what the description says about events, but for where they lie."""
-    files = {"path", "format", "separator", "header", "encoding", "quote", "nulls"}
-    place = files | {"connection", "table", "watermark"}
-    return _checksum(dataset.events.model_dump(mode="json", exclude_defaults=True, exclude=place))
-
-
-def _followed_fingerprint(dataset: Dataset) -> str:
-    """Return a checksum of the table whose watermark is followed, and of how it is read."""
-    events = dataset.events
-    column = None if events.watermark is None else events.watermark.column
-    return _checksum([_rules_fingerprint(dataset), events.connection, events.table, column])
-
-
-def _checksum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _dense(schema: pa.Schema) -> pa.Schema:

@@ -4,12 +4,13 @@ What is served is left alone: the rows are written under a namespace of their ow
 Feast's registry, and `publish` switches to both.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from datetime import datetime, timedelta
 from io import StringIO
 from typing import Any
+
+from feast.protos.feast.core.Registry_pb2 import Registry
 
 from feastpack.writer import delete_namespace
 from pipelines.job.context import Context, Progresses, moment_of, open_store
@@ -39,7 +40,7 @@ def run(context: Context) -> StepRecord:
         # Not before it is true: a killed run leaves no marker, and the next one writes again.
         redis.set(marker, "")
         delete_namespace(redis, context.dataset.name, namespace)
-        shutil.copyfile(context.workspace.registry, registry)
+        registry.write_bytes(_never_materialized(context.workspace.registry.read_bytes()))
         staged = staged_store(store, registry, namespace)
         views = [view.name for view in staged.list_feature_views()]
         bar = bars.bar("views into Redis")
@@ -61,6 +62,14 @@ def run(context: Context) -> StepRecord:
         return is_complete(redis, context.dataset.name, namespace)
 
     return context.step(NAME, key, [registry], work, is_there=is_there)
+
+
+def _never_materialized(registry: bytes) -> bytes:
+    """Return a registry that knows of no materialization: a new namespace has had none."""
+    parsed = Registry.FromString(registry)
+    for view in parsed.feature_views:
+        view.meta.ClearField("materialization_intervals")
+    return bytes(parsed.SerializeToString())
 
 
 def marker_of(project: str, namespace: str) -> str:

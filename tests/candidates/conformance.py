@@ -154,7 +154,8 @@ class GeneratorConformance:
         order = np.lexsort((np.asarray(backward["rank"]), np.asarray(backward["user_id"])))
         backward = backward.take(order)
         assert pairs(forward) == pairs(backward)
-        np.testing.assert_allclose(forward["score"], backward["score"], rtol=1e-5)
+        # A float32 product's last bits depend on the row's place in its block; scores are near 1.
+        np.testing.assert_allclose(forward["score"], backward["score"], rtol=1e-5, atol=1e-6)
 
     def test_a_user_named_twice_is_answered_once(self, generator, interactions):
         a, b = interactions.user_ids[:2].tolist()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feast.protos.feast.core.Registry_pb2 import Registry
 from job_runner import QUICK, REPOSITORY, Job
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -38,16 +39,42 @@ def without_timings(value: Any) -> Any:
     return [without_timings(v) for v in value] if isinstance(value, list) else value
 
 
+def registered(path: Path) -> dict[str, Any]:
+    """Return what a Feast registry says, less its times, random version names and order."""
+    registry = Registry.FromString(path.read_bytes())
+    views = {
+        view.spec.name: (
+            sorted((feature.name, feature.value_type) for feature in view.spec.features),
+            view.spec.batch_source.file_options.uri,
+            [str(interval) for interval in view.meta.materialization_intervals],
+        )
+        for view in registry.feature_views
+    }
+    services = {
+        service.spec.name: {
+            view.feature_view_name: sorted(column.name for column in view.feature_columns)
+            for view in service.spec.features
+        }
+        for service in registry.feature_services
+    }
+    assert views
+    assert services
+    return {"views": views, "services": services}
+
+
 def final_state(job: Job) -> dict[str, Any]:
     """Return all that a run leaves and that does not tell the time."""
     bundles, in_redis = job.published()
     generation = (job.workspace.bundles / "current").read_text(encoding="utf-8")
     manifest = json.loads((job.workspace.bundles / generation / "manifest.json").read_text())
     manifest.pop("created")
+    registry = f"{generation}/registry.db"
+    assert manifest["files"].pop("registry.db") == bundles.pop(registry)
     return {
         "generation": generation,
         "bundles": {k: v for k, v in bundles.items() if not k.endswith("manifest.json")},
         "manifest": manifest,
+        "registry": registered(job.workspace.bundles / registry),
         "redis": in_redis,
         "report": without_timings(job.report()),
         "left": sorted(path.name for path in job.workspace.root.iterdir()),

@@ -1,0 +1,54 @@
+"""What a lake remembers of how it was read: ``lake.json`` beside its tables.
+
+::
+
+    events_rules    checksum of what the description said about events
+    followed        for a watermark: the table followed, and up to where it was read
+    types           the columns' types in the database, by table and column
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from feature_repo.dataset import Dataset
+from pipelines.datasets.normalise import RawTables
+
+_STATE = "lake.json"
+
+
+def read_state(lake: Path) -> dict[str, Any]:
+    """Return what the lake remembers; nothing if there is no lake."""
+    path = lake / _STATE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_state(raw: RawTables, folder: Path) -> None:
+    """Write what the lake will remember once these tables are in it."""
+    state: dict[str, Any] = {"events_rules": events_rules(raw.dataset)}
+    after = raw.after
+    if after.reached is not None:
+        state["followed"] = {"source": followed_table(raw.dataset), "reached": after.reached}
+    types = {table: dict(types) for table, types in after.types.items() if types}
+    if types:
+        state["types"] = types
+    (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def events_rules(dataset: Dataset) -> str:
+    """Return a checksum of what the description says about events, but for where they lie."""
+    files = {"path", "format", "separator", "header", "encoding", "quote", "nulls"}
+    place = files | {"connection", "table", "watermark"}
+    return _checksum(dataset.events.model_dump(mode="json", exclude_defaults=True, exclude=place))
+
+
+def followed_table(dataset: Dataset) -> str:
+    """Return a checksum of the table whose watermark is followed, and of how it is read."""
+    events = dataset.events
+    column = None if events.watermark is None else events.watermark.column
+    return _checksum([events_rules(dataset), events.connection, events.table, column])
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
