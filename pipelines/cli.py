@@ -93,6 +93,11 @@ COMMANDS = {
         "pipelines.serve:serve",
     ),
     "leakage": _step("leakage", "Change the future; see whether features or candidates move."),
+    "drift": Command(
+        "Inputs of the ranker: the training window against today's data and what was served.",
+        "pipelines.settings:JobSettings",
+        "pipelines.monitoring.commands:drift",
+    ),
     "drain": Command(
         "Events that the service was told of, out of Redis into files that ingest reads.",
         "pipelines.settings:DatasetSettings",

@@ -6,6 +6,7 @@ wins.
 
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -106,6 +107,22 @@ class JobSettings(DatasetSettings):
         le=1,
         description="Relative fall of NDCG@10 against the published bundle that the model gate "
         "allows.",
+    )
+    drift_gate: Literal["off", "warn", "stop"] = Field(
+        "off",
+        description="What publish does where the ranker's inputs drifted since training: not "
+        "look, warn, or stop.",
+    )
+    drift_thresholds: dict[str, float] = Field(
+        default_factory=dict,
+        description='Least drift that counts, as JSON: "psi" (0.2 by default) of numbers and '
+        'categories, "auc" (0.65) of vectors, or a feature\'s name for that feature alone.',
+    )
+    drift_rows: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        description="Users, and posts, that drift is measured on; more are sampled.",
     )
     keep_generations: int = Field(
         2,

@@ -25,6 +25,7 @@ from pipelines.job.fresh import has_fresh_form, pasts, write_fresh_sources
 from pipelines.job.materialize import is_complete, marker_of, namespaces
 from pipelines.job.sources import generators, recommend_with
 from pipelines.job.train import TrainingFiles
+from pipelines.monitoring import drift
 from pipelines.steps import StepRecord, code_key, content_key
 from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
@@ -119,6 +120,7 @@ class _Publication:
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
         """Write lists first and the pointer last: until then nobody reads this generation."""
+        drift.gate(self.context)
         columns = ("user_id", "post_id", "event_time", "weight")
         interactions = Interactions.from_table(read_events(self.context.workspace.lake, *columns))
         users = pc.unique(pq.read_table(self.context.workspace.lake / "users")["user_id"])
