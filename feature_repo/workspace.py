@@ -42,6 +42,11 @@ class Workspace:
         return self.root / "drained"
 
     @property
+    def impressions(self) -> Path:
+        """What the service showed to whom, see `serving.impressions`."""
+        return self.root / "impressions"
+
+    @property
     def features(self) -> Path:
         """One parquet file per feature view."""
         return self.root / "features"

@@ -9,6 +9,7 @@ from pipelines.settings import ServeSettings
 from serving.app import create_app
 from serving.app import serve as answer_requests
 from serving.bundle import current_generation
+from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
 from serving.recommender import Recommender
 
@@ -17,12 +18,17 @@ def serve(settings: ServeSettings, console: Console) -> None:
     """Answer HTTP requests until told to stop."""
     dataset = Dataset.read(description_path(settings))
     workspace = Workspace(settings.home.resolve(), dataset.name)
+    impressions = _impression_log(settings, workspace)
 
     def open_recommender() -> Recommender:
         store = open_store(workspace)
         timeout_s = settings.redis_timeout_ms / 1000
         return Recommender(
-            workspace.bundles, store, redis_timeout_s=timeout_s, event_room=settings.event_room
+            workspace.bundles,
+            store,
+            redis_timeout_s=timeout_s,
+            event_room=settings.event_room,
+            impressions=impressions,
         )
 
     recommenders = PublishedRecommender(
@@ -33,4 +39,16 @@ def serve(settings: ServeSettings, console: Console) -> None:
     generation = recommenders.current().manifest.generation
     address = f"http://{settings.host}:{settings.port}"
     console.print(f"{dataset.name}: bundle {generation} at {address}", highlight=False)
-    answer_requests(create_app(recommenders, settings), settings)
+    answer_requests(create_app(recommenders, settings, impressions), settings)
+
+
+def _impression_log(settings: ServeSettings, workspace: Workspace) -> ImpressionLog | None:
+    if not settings.impression_share:
+        return None
+    return ImpressionLog(
+        settings.impressions or workspace.impressions,
+        share=settings.impression_share,
+        rows_per_file=settings.impression_rows_per_file,
+        seconds_per_file=settings.impression_seconds_per_file,
+        buffer_rows=settings.impression_buffer_rows,
+    )

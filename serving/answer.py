@@ -1,6 +1,13 @@
 """What a request is answered with."""
 
 from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Answer:
         Redis, so the popular list is ranked); ``lists_unavailable``, ``features_unavailable``
         (Redis failed) or ``lists_damaged``, where the order is the bundle's popularity. Empty
         when all is well.
+    request_id
+        Names the request in the impression log.
     """
 
     user: str
@@ -71,3 +80,52 @@ class Answer:
     recommendations: list[Recommendation]
     milliseconds: float
     degraded: tuple[str, ...] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request under way.
+
+    Parameters
+    ----------
+    id, endpoint, user, user_id, moment
+        As in the impression log.
+    start
+        Seconds of `time.perf_counter`.
+    """
+
+    id: str
+    endpoint: str
+    user: str
+    user_id: int | None
+    moment: datetime
+    start: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is shown, out of what.
+
+    Parameters
+    ----------
+    candidates
+        n posts, ascending.
+    shown
+        int64 (k,): rows of the candidates, in the order of the answer.
+    propensities
+        float64 (k,): how probable it was that the post stands there.
+    scores
+        float32 (n,), the ranker's; None if it could not be asked, as the next two.
+    columns
+        n rows with the ranker's inputs among the columns.
+    matrix
+        float32 (n, inputs).
+    """
+
+    candidates: Candidates
+    shown: NDArray[np.int64]
+    propensities: NDArray[np.float64]
+    scores: NDArray[np.float32] | None = None
+    columns: pa.Table | None = None
+    matrix: NDArray[np.float32] | None = None

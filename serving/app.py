@@ -19,6 +19,7 @@ from starlette.responses import Response
 from serving.answer import Answer
 from serving.errors import EventsRefusedError, OnlineStateError
 from serving.events import Status
+from serving.impressions import ImpressionLog
 from serving.messages import (
     MAX_LISTED,
     MAX_RECOMMENDED,
@@ -54,7 +55,11 @@ _INVALID, _UNKNOWN, _TOO_LARGE, _NOT_NOW = (
 )
 
 
-def create_app(recommenders: RecommenderProvider, settings: HttpSettings) -> FastAPI:
+def create_app(
+    recommenders: RecommenderProvider,
+    settings: HttpSettings,
+    impressions: ImpressionLog | None = None,
+) -> FastAPI:
     """Return the ASGI application.
 
     Parameters
@@ -63,6 +68,8 @@ def create_app(recommenders: RecommenderProvider, settings: HttpSettings) -> Fas
         Where each request finds its recommender; started and closed with the application.
     settings
         Limits; where to listen is `serve`'s matter.
+    impressions
+        The recommenders' log; closed, so written, with the application.
     """
 
     @asynccontextmanager
@@ -70,6 +77,8 @@ def create_app(recommenders: RecommenderProvider, settings: HttpSettings) -> Fas
         recommenders.start()
         yield
         recommenders.close()
+        if impressions is not None:
+            impressions.close()
 
     app = FastAPI(
         title="feastrank",
@@ -80,7 +89,7 @@ def create_app(recommenders: RecommenderProvider, settings: HttpSettings) -> Fas
         docs_url=None,
         redoc_url=None,
     )
-    service = _Service(recommenders)
+    service = _Service(recommenders, impressions)
     service.add_to(app)
     answer_errors(app)
     app.add_middleware(Limited, max_bytes=1024 * settings.max_body_kib)
@@ -108,9 +117,11 @@ def serve(app: FastAPI, settings: HttpSettings) -> None:
 class _Service:
     """The endpoints. They are plain functions: FastAPI runs each request in a thread."""
 
-    def __init__(self, recommenders: RecommenderProvider) -> None:
+    def __init__(
+        self, recommenders: RecommenderProvider, impressions: ImpressionLog | None
+    ) -> None:
         self.recommenders = recommenders
-        self.metrics = Metrics(lambda: recommenders.current().manifest.generation)
+        self.metrics = Metrics(lambda: recommenders.current().manifest.generation, impressions)
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""

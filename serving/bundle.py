@@ -68,6 +68,9 @@ class Manifest:
     indexes
         By file: metric, size and measured recall of the indexes of post vectors. They only make
         answers faster, so a missing or damaged one does not keep a bundle from being opened.
+    materialized_until
+        The moment that the rows in the online store are of, ISO 8601 in UTC; None: unknown, an
+        older version published the bundle.
     """
 
     generation: str
@@ -85,6 +88,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, str]
     indexes: dict[str, Any] = field(default_factory=dict)
+    materialized_until: str | None = None
 
 
 def publish(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -32,7 +33,7 @@ class Catalogue:
         self.posts = IdMap.read(folder / "posts.parquet", "post_id")
         table = pq.read_table(folder / "posts.parquet").sort_by("post_id")
         self._post_ids = table["post_id"].to_numpy()
-        self._external = table["external_id"]
+        self._external = table["external_id"].combine_chunks()
         self._titles = table["title"]
         with np.load(folder / "popular.npz", allow_pickle=False) as popular:
             self.popular = SourceList(popular["post_ids"], popular["scores"])
@@ -59,21 +60,13 @@ class Catalogue:
             )
         return post_id
 
+    def external(self, post_ids: NDArray[np.int64]) -> pa.Array:
+        """Return the source's ids of posts, as strings in the given order."""
+        return self._external.take(pa.array(np.searchsorted(self._post_ids, post_ids)))
+
     def recommendation(
         self, post_id: int, score: float | None, reason: Reason | None
     ) -> Recommendation:
         """Return a post under its own id, with its title."""
         row = int(np.searchsorted(self._post_ids, post_id))
         return Recommendation(self._external[row].as_py(), self._titles[row].as_py(), score, reason)
-
-    def most_popular(self, post_ids: NDArray[np.int64], explain: bool) -> list[Recommendation]:
-        """Return posts as they stand, without the ranker and without Redis."""
-        places = {int(post_id): place for place, post_id in enumerate(self.popular_ids, 1)}
-        reasons = [
-            Reason({"popular": places[post_id]}, []) if explain else None
-            for post_id in post_ids.tolist()
-        ]
-        return [
-            self.recommendation(int(post_id), None, reason)
-            for post_id, reason in zip(post_ids, reasons, strict=True)
-        ]

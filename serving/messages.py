@@ -119,6 +119,7 @@ class RankedPost(BaseModel):
 class RankedAnswer(BaseModel):
     """A ranked list."""
 
+    request_id: str = Field(description="Names the request in the impression log.")
     user_id: str = Field(description="As asked.")
     is_known: bool = Field(description="Whether the bundle knows the user.")
     bundle: str = Field(description="The generation that answered.")
@@ -147,6 +148,7 @@ class RankedAnswer(BaseModel):
             for one in answer.recommendations
         ]
         return cls(
+            request_id=answer.request_id,
             user_id=answer.user,
             is_known=answer.is_known,
             bundle=answer.generation,

@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from serving.impressions import ImpressionLog
+
 BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -29,10 +31,13 @@ class Metrics(Collector):
     ----------
     bundle
         Returns the id of the bundle that answers.
+    impressions
+        The log of what was shown; None: there is none.
     """
 
-    def __init__(self, bundle: Callable[[], str]) -> None:
+    def __init__(self, bundle: Callable[[], str], impressions: ImpressionLog | None = None) -> None:
         self._bundle = bundle
+        self._impressions = impressions
         self._guard = threading.Lock()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._degraded: Counter[str] = Counter()
@@ -69,6 +74,8 @@ class Metrics(Collector):
         with self._guard:
             yield from [self._requests_family(), self._seconds_family()]
             yield from [self._degraded_family(), self._events_family()]
+        if self._impressions is not None:
+            yield from _impression_families(self._impressions)
         bundle = GaugeMetricFamily(
             "feastrank_bundle", "1 for the bundle that answers.", labels=["bundle"]
         )
@@ -110,3 +117,17 @@ class Metrics(Collector):
             cumulative = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric([endpoint], cumulative, self._seconds[endpoint])
         return family
+
+
+def _impression_families(log: ImpressionLog) -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "feastrank_impressions", "Sampled answers, by what became of them.", labels=["outcome"]
+    )
+    for outcome, count in log.counts.items():
+        family.add_metric([outcome], count)
+    yield family
+    yield GaugeMetricFamily(
+        "feastrank_impression_rows_waiting",
+        "Rows of the impression log that are not written yet.",
+        value=log.waiting_rows,
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from feastpack import FeatureReader
 from feastpack.errors import FeastpackError
 from feature_repo.definitions.columns import REQUEST_TIME
-from serving.answer import Answer, Reason, Recommendation
+from serving.answer import Answer, Choice, Reason, Recommendation, Request
 from serving.bundle import Manifest, open_current, whole_files
 from serving.candidates import Candidates, union
 from serving.catalogue import Catalogue
@@ -27,6 +27,7 @@ from serving.events import Event, EventLog, Outcome
 from serving.fresh import FreshSources
 from serving.generation import generation_contract, generation_store
 from serving.history import without
+from serving.impressions import Impression, ImpressionLog, Origin, new_request_id
 from serving.inputs import InputEncoder
 from serving.ranker import Scorer, load_ranker
 from serving.rules import admitted, by_popularity
@@ -52,6 +53,8 @@ class Recommender:
         changes the answers of those who use that name, and is never drained.
     event_room
         How many events may wait in Redis to be drained; beyond it, events are refused.
+    impressions
+        Where answers are logged; None: nowhere. It stays open when the recommender is done with.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Recommender:
         redis_timeout_s: float | None = None,
         event_room: int = 1_000_000,
         event_space: str | None = None,
+        impressions: ImpressionLog | None = None,
     ) -> None:
         folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
@@ -83,6 +87,8 @@ class Recommender:
         self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
         self._event_space = event_space or manifest.project
         self._events = self._open_events(EventRules.load(folder), event_room)
+        self._impressions = impressions
+        self._origin = Origin(manifest, self._catalogue.external)
         self._reported: str | None = None
 
     def _open_events(self, rules: EventRules | None, room: int) -> EventLog | None:
@@ -118,21 +124,19 @@ class Recommender:
         explain
             Whether each post comes with its reason.
         """
-        start = time.perf_counter()
-        user_id = self._catalogue.users.find(user)
+        request = self._begin("recommend", user, now)
         allowed = None if only is None else self._catalogue.known(only)
         rule = self._catalogue.known(exclude), allowed
         try:
-            state, proposed, degraded = self._candidates(user_id)
+            state, proposed, degraded = self._candidates(request.user_id)
             candidates = proposed.about(admitted(proposed.post_ids, *rule))
-            best = self._best(state, candidates, now or self.moment(), k, explain)
+            choice = self._best(state, candidates, request.moment, k)
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
-            popular = admitted(self._catalogue.popular_ids, *rule)[:k]
-            best = self._catalogue.most_popular(popular, explain)
-            degraded = (error.reason,)
-        return self._answer(user, user_id, best, degraded, start)
+            popular = admitted(self._catalogue.popular_ids, *rule)
+            choice, degraded = self._unranked(popular, k), (error.reason,)
+        return self._answer(request, choice, degraded, explain)
 
     def rank(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> Answer:
         """Order given posts for a user, each once; parameters as of `recommend`.
@@ -142,20 +146,18 @@ class Recommender:
         UnknownIdError
             If a post is not in the bundle.
         """
-        start = time.perf_counter()
-        user_id = self._catalogue.users.find(user)
+        request = self._begin("rank", user, now)
         wanted = np.array([self._catalogue.post(post) for post in dict.fromkeys(posts)], np.int64)
         try:
-            state, proposed, degraded = self._candidates(user_id)
+            state, proposed, degraded = self._candidates(request.user_id)
             candidates = proposed.about(np.sort(wanted))
-            ordered = self._best(state, candidates, now or self.moment(), len(wanted), False)
+            choice = self._best(state, candidates, request.moment, len(wanted))
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
             popular = by_popularity(wanted, self._catalogue.popular_ids)
-            ordered = self._catalogue.most_popular(popular, explain=False)
-            degraded = (error.reason,)
-        return self._answer(user, user_id, ordered, degraded, start)
+            choice, degraded = self._unranked(popular, len(wanted)), (error.reason,)
+        return self._answer(request, choice, degraded, explain=False)
 
     def similar(self, post: str, k: int = 10) -> tuple[list[Recommendation], tuple[str, ...]]:
         """Return the posts liked by the same people as one post, and why that took longer.
@@ -239,32 +241,68 @@ class Recommender:
             degraded = (*degraded, *(() if user_id is None else ("lists_missing",)))
         return state, union(found), degraded
 
-    def _best(
-        self, state: UserState, candidates: Candidates, now: datetime, k: int, explain: bool
-    ) -> list[Recommendation]:
-        """Return the k candidates that the ranker likes most."""
-        if not len(candidates.post_ids):
-            return []
-        matrix = self._inputs(state, candidates, now)
+    def _best(self, state: UserState, candidates: Candidates, now: datetime, k: int) -> Choice:
+        """Choose the k candidates that the ranker likes most."""
+        columns = self._columns(state, candidates, now)
+        matrix = self._encoded(columns)
         scores = self._ranker.predict(matrix)
         best = np.lexsort((candidates.post_ids, -scores))[:k]
-        reasons = self._reasons(candidates, matrix, best) if explain else [None] * len(best)
-        return [
-            self._catalogue.recommendation(int(candidates.post_ids[i]), float(scores[i]), reason)
-            for i, reason in zip(best, reasons, strict=True)
-        ]
+        return Choice(candidates, best, np.ones(len(best)), scores, columns, matrix)
+
+    def _unranked(self, posts: NDArray[np.int64], k: int) -> Choice:
+        """Choose the first k posts as they stand, without the ranker and without Redis."""
+        candidates = union({"popular": self._catalogue.popular}).about(np.sort(posts))
+        shown = np.searchsorted(candidates.post_ids, posts[:k])
+        return Choice(candidates, shown, np.ones(len(shown)))
+
+    def _begin(self, endpoint: str, user: str, now: datetime | None) -> Request:
+        user_id = self._catalogue.users.find(user)
+        moment = now or self.moment()
+        return Request(new_request_id(), endpoint, user, user_id, moment, time.perf_counter())
 
     def _answer(
-        self,
-        user: str,
-        user_id: int | None,
-        recommendations: list[Recommendation],
-        degraded: tuple[str, ...],
-        start: float,
+        self, request: Request, choice: Choice, degraded: tuple[str, ...], explain: bool
     ) -> Answer:
-        generation = self.manifest.generation
-        elapsed = 1000 * (time.perf_counter() - start)
-        return Answer(user, user_id is not None, generation, recommendations, elapsed, degraded)
+        reasons = self._reasons(choice) if explain else [None] * len(choice.shown)
+        posts = [
+            self._catalogue.recommendation(
+                int(choice.candidates.post_ids[row]),
+                None if choice.scores is None else float(choice.scores[row]),
+                reason,
+            )
+            for row, reason in zip(choice.shown, reasons, strict=True)
+        ]
+        self._log(request, choice, degraded)
+        return Answer(
+            request.user,
+            request.user_id is not None,
+            self.manifest.generation,
+            posts,
+            1000 * (time.perf_counter() - request.start),
+            degraded,
+            request.id,
+        )
+
+    def _log(self, request: Request, choice: Choice, degraded: tuple[str, ...]) -> None:
+        if self._impressions is None or not self._impressions.wants(request.id):
+            return
+        self._impressions.add(
+            Impression(
+                origin=self._origin,
+                request_id=request.id,
+                time_us=time.time_ns() // 1000,
+                endpoint=request.endpoint,
+                user=request.user,
+                user_id=request.user_id,
+                moment=request.moment,
+                degraded=degraded,
+                candidates=choice.candidates,
+                shown=choice.shown,
+                propensities=choice.propensities,
+                scores=choice.scores,
+                inputs=choice.columns,
+            )
+        )
 
     def _columns(self, state: UserState, candidates: Candidates, now: datetime) -> pa.Table:
         rows = len(candidates.post_ids)
@@ -282,10 +320,7 @@ class Recommender:
         except FeastpackError as error:
             raise OnlineStateError("features_unavailable", f"{service}: {error}") from error
 
-    def _inputs(
-        self, state: UserState, candidates: Candidates, now: datetime
-    ) -> NDArray[np.float32]:
-        columns = self._columns(state, candidates, now)
+    def _encoded(self, columns: pa.Table) -> NDArray[np.float32]:
         try:
             return self._encoder.encode(columns)
         except ContractError as error:
@@ -297,21 +332,22 @@ class Recommender:
         as_of = self.manifest.as_of
         return datetime.now(UTC) if as_of is None else datetime.fromisoformat(as_of)
 
-    def _reasons(
-        self, candidates: Candidates, matrix: NDArray[np.float32], best: NDArray[np.int64]
-    ) -> list[Reason]:
-        names = self._encoder.contract.names
-        reasons = []
-        for row, values in zip(best, self._ranker.contributions(matrix[best]), strict=True):
-            largest = np.argsort(-np.abs(values[:-1]), kind="stable")[:3]
-            ranks = {source: candidates.ranks[source][row] for source in self.manifest.sources}
-            reasons.append(
-                Reason(
-                    {source: int(rank) for source, rank in ranks.items() if np.isfinite(rank)},
-                    [(names[i], float(values[i])) for i in largest],
-                )
+    def _reasons(self, choice: Choice) -> list[Reason]:
+        names, ranks = self._encoder.contract.names, choice.candidates.ranks
+        moved: list[list[tuple[str, float]]] = [[] for _ in choice.shown]
+        if choice.matrix is not None:
+            values = self._ranker.contributions(choice.matrix[choice.shown])[:, :-1]
+            largest = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :3]
+            moved = [
+                [(names[i], float(of[i])) for i in at]
+                for of, at in zip(values, largest, strict=True)
+            ]
+        return [
+            Reason(
+                {name: int(of[row]) for name, of in ranks.items() if np.isfinite(of[row])}, inputs
             )
-        return reasons
+            for row, inputs in zip(choice.shown, moved, strict=True)
+        ]
 
 
 def redis_of(store: FeatureStore) -> Any:

@@ -1,5 +1,7 @@
 """Settings of the HTTP service; flags and environment variables fill them."""
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -31,4 +33,28 @@ class HttpSettings(BaseSettings):
     )
     shutdown_seconds: int = Field(
         10, ge=1, le=600, description="How long requests under way may take once told to stop."
+    )
+    impressions: Path | None = Field(
+        None,
+        description="Folder of the impression log; by default impressions/ in the dataset's "
+        "state folder.",
+    )
+    impression_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that are logged; 0: no log."
+    )
+    impression_rows_per_file: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000,
+        description="A file of the log is written once so many candidates wait.",
+    )
+    impression_seconds_per_file: float = Field(
+        10, ge=0.05, le=3600, description="A file is written at the latest after so long."
+    )
+    impression_buffer_rows: int = Field(
+        60_000,
+        ge=1,
+        le=10_000_000,
+        description="Candidates that may wait in memory, about 1 kB each; more are dropped and "
+        "counted.",
     )

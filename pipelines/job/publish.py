@@ -220,6 +220,7 @@ class _Publication:
             versions={name: version(name) for name in LIBRARIES},
             files=files,
             indexes=self.indexes,
+            materialized_until=str(self.materialized["moment"]),
         )
 
     def _feature_tables(self) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from tiny_feed import Feed, make_feed
 from pipelines.job.context import open_store
 from serving.app import create_app
 from serving.bundle import current_generation
+from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
 from serving.recommender import Recommender
 from serving.settings import HttpSettings
@@ -65,6 +66,8 @@ def new_job(tmp_path: Path) -> Iterator[Callable[[Feed], Job]]:
 
 @pytest.fixture
 def service(job: Job) -> Iterator[Service]:
+    log = ImpressionLog(job.workspace.impressions, rows_per_file=100_000, seconds_per_file=3600)
+
     def opened() -> Recommender:
         store = open_store(job.workspace)
         return Recommender(
@@ -72,9 +75,10 @@ def service(job: Job) -> Iterator[Service]:
             store,
             redis_timeout_s=REDIS_TIMEOUT_S,
             event_room=EVENT_ROOM,
+            impressions=log,
         )
 
     published = PublishedRecommender(opened, lambda: current_generation(job.workspace.bundles), 60)
-    app = create_app(published, HttpSettings(max_body_kib=MAX_BODY_KIB))
+    app = create_app(published, HttpSettings(max_body_kib=MAX_BODY_KIB), log)
     with TestClient(app) as client:
-        yield Service(job, client, published)
+        yield Service(job, client, published, log)

@@ -14,6 +14,7 @@ from job_runner import Job
 
 from feastpack.embedded import EmbeddedRedis, shared_embedded
 from serving.bundle import current_generation
+from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
 
 REDIS_TIMEOUT_S = 0.3
@@ -28,6 +29,7 @@ class Service:
     job: Job
     client: TestClient
     published: PublishedRecommender
+    log: ImpressionLog
 
     @property
     def redis(self) -> EmbeddedRedis:
