@@ -98,6 +98,11 @@ COMMANDS = {
         "pipelines.settings:JobSettings",
         "pipelines.monitoring.commands:drift",
     ),
+    "vectors": Command(
+        "Pictures of a generator's vectors: liked against random pairs, a map of posts.",
+        "pipelines.settings:VectorsSettings",
+        "pipelines.job.vectors:draw",
+    ),
     "drain": Command(
         "Events that the service was told of, out of Redis into files that ingest reads.",
         "pipelines.settings:DatasetSettings",

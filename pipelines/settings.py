@@ -142,6 +142,17 @@ class ListsSettings(JobSettings):
     )
 
 
+class VectorsSettings(JobSettings):
+    """Settings of `feastrank vectors`: those of the job, and whose vectors are drawn."""
+
+    generator: Literal["two_tower", "als"] = Field(
+        "two_tower", description="Generator whose vectors of users and posts are drawn."
+    )
+    map_posts: int = Field(
+        2000, ge=10, le=20_000, description="Most liked posts that the map shows."
+    )
+
+
 class TuneSettings(JobSettings):
     """Settings of `feastrank tune`: those of the job, and how long to search."""
 

@@ -89,6 +89,15 @@ class ALS:
         """User vectors, float32 (n_users, factors), in the order of the fitted ``user_ids``."""
         return fitted(self._user_factors, self.name)
 
+    def post_vectors(self) -> tuple[Ids, NDArray[np.float32]]:
+        """Return `post_ids` and `post_factors`."""
+        return self.post_ids, self.post_factors
+
+    def user_vectors(self, user_ids: ArrayLike) -> tuple[Ids, NDArray[np.float32]]:
+        """Return the users with a positive among those asked for, and their factors."""
+        users, rows = fitted(self._audience, self.name).asked_warm(user_ids, 1)
+        return users, self.user_factors[rows]
+
     def fit(self, interactions: Interactions, *, progress: Progress | None = None) -> Self:
         """Factorize the summed weights; the answer does not depend on the number of threads."""
         ensure_openmp()

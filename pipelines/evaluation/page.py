@@ -48,6 +48,12 @@ def render(report: Report) -> str:
     )
 
 
+def render_vectors(**content: Any) -> str:
+    """Render the page of `pipelines.job.vectors`; figures are SVG by name."""
+    figures = {name: Markup(svg) for name, svg in content.pop("figures").items()}
+    return _environment().get_template("vectors.html").render(figures=figures, **content)
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Format a value; a hyphen where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,10 +18,12 @@ from itertools import cycle
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
 from pipelines.evaluation.calibration import ReliabilityBin
 
@@ -170,6 +173,60 @@ def timeline_plot(spans: Sequence[tuple[str, datetime, datetime]], *, title: str
         axes.set_ylim(len(spans) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         _label(figure, title, axes, "time (UTC)", "")
+        return _svg(figure, title)
+
+
+def density_plot(groups: Mapping[str, NDArray[np.float64]], *, title: str, x_label: str) -> str:
+    """Draw the density of each group's values by Gaussian kernels, the first group strongest.
+
+    Raises
+    ------
+    ValueError
+        If a group has fewer than two values, or all its values are equal.
+    """
+    from scipy.stats import gaussian_kde
+
+    low = min(float(values.min()) for values in groups.values())
+    high = max(float(values.max()) for values in groups.values())
+    grid = np.linspace(low, high, 300)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.2)
+        axes = figure.add_subplot()
+        looks = zip((BLUE, VERMILION, GREEN), ("-", "--", ":"), strict=True)
+        for (name, values), (colour, line) in zip(groups.items(), looks, strict=False):
+            if len(values) < 2 or np.ptp(values) == 0:
+                raise ValueError(f"{name}: found no two different values to draw a density of")
+            density = gaussian_kde(values)(grid)
+            axes.plot(grid, density, color=colour, linestyle=line, label=name)
+            axes.fill_between(grid, density, color=colour, alpha=0.12)
+            axes.axvline(float(np.median(values)), color=colour, linestyle=line, linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="best", fontsize=9)
+        _label(figure, title, axes, x_label, "density; upright lines: medians")
+        return _svg(figure, title)
+
+
+def map_plot(
+    points: NDArray[np.float64], labels: Sequence[str], *, title: str, most: int = 8
+) -> str:
+    """Draw points (n, 2), each label in a colour of its own; rare labels share grey."""
+    names = np.asarray(labels, dtype=object)
+    frequent = [name for name, _ in Counter(labels).most_common(most)]
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(4.9)
+        axes = figure.add_subplot()
+        rest = ~np.isin(names, frequent)
+        if rest.any():
+            axes.scatter(points[rest, 0], points[rest, 1], s=5, color=FAINT, label="other")
+        colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+        for name, colour, marker in zip(frequent, colours, cycle("osv^D"), strict=False):
+            x, y = points[names == name].T
+            axes.scatter(x, y, s=9, color=colour, marker=marker, label=name, lw=0)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8, markerscale=1.8)
+        _label(figure, title, axes, "", "")
         return _svg(figure, title)
 
 
