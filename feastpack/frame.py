@@ -123,9 +123,19 @@ class Frame:
         """
         if name in self._computed:
             return self._computed[name]
-        view, read = self._source(name)
-        array = view.arrow(read.column)
+        array = self.arrow_distinct(name)
         return array if len(array) == self._count else array.take(self._shared)
+
+    def arrow_distinct(self, name: str) -> pa.Array:
+        """As :meth:`arrow`, but one value where all entities share one row.
+
+        Raises
+        ------
+        RequestError
+            If the feature was not read, or is computed at the request.
+        """
+        view, read = self._source(name)
+        return view.arrow(read.column)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return a feature as a numpy array.
@@ -148,15 +158,23 @@ class Frame:
         """
         if name in self._sources:
             view, read = self._source(name)
-            column = read.column
-            if column.storage.kind is Kind.FIXED and column.value_type != "UNIX_TIMESTAMP":
-                cells = view.rows.cells(column.name)
-                cells = cells.view(np.bool_) if column.value_type == "BOOL" else cells
-                if cells.dtype.kind != "f":
-                    nulls = view.rows.nulls(column.name)
-                    cells = np.where(nulls, np.nan, cells) if nulls.any() else cells
+            if _is_plain(read.column):
+                cells = _plain_cells(view.rows, read.column)
                 return cells if len(cells) == self._count else np.broadcast_to(cells, self._count)
         return _to_numpy(self.arrow(name))
+
+    def column_distinct(self, name: str) -> npt.NDArray[Any]:
+        """As :meth:`column`, but one value where all entities share one row.
+
+        Raises
+        ------
+        RequestError
+            If the feature was not read, or is computed at the request.
+        """
+        view, read = self._source(name)
+        if _is_plain(read.column):
+            return _plain_cells(view.rows, read.column)
+        return _to_numpy(view.arrow(read.column))
 
     def statuses(self, name: str) -> npt.NDArray[np.uint8]:
         """Return Feast's ``FieldStatus`` of a feature for each entity, uint8 (n,).
@@ -217,6 +235,19 @@ class Frame:
         if found is None:
             raise RequestError(f"no feature {name} in this result; it has {', '.join(self.names)}")
         return found
+
+
+def _is_plain(column: Column) -> bool:
+    return column.storage.kind is Kind.FIXED and column.value_type != "UNIX_TIMESTAMP"
+
+
+def _plain_cells(rows: Rows, column: Column) -> npt.NDArray[Any]:
+    cells = rows.cells(column.name)
+    cells = cells.view(np.bool_) if column.value_type == "BOOL" else cells
+    if cells.dtype.kind != "f":
+        nulls = rows.nulls(column.name)
+        cells = np.where(nulls, np.nan, cells) if nulls.any() else cells
+    return cells
 
 
 def _blank_integers(

@@ -5,6 +5,7 @@ on-demand feature view (`feature_repo.definitions.views`).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from feature_repo.definitions import columns as c
 
 SECONDS_PER_DAY = 86_400.0
+STORED_INPUTS = frozenset([*c.DAYS_SINCE.values(), *c.TOPIC_MATCHES.values(), c.POST_TOPICS])
+"""The stored features that request-time features are made from."""
 
 Floats = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 def days_between(earlier_unix_s: Floats, later_unix_s: Floats) -> Floats:
@@ -22,32 +26,52 @@ def days_between(earlier_unix_s: Floats, later_unix_s: Floats) -> Floats:
     return (later_unix_s - earlier_unix_s) / SECONDS_PER_DAY
 
 
-def dot(left: Sequence[object], right: Sequence[object]) -> Floats:
+def dot(left: Sequence[object] | Array, right: Sequence[object] | Array) -> Floats:
     """Return the row-wise dot product of two columns of vectors.
 
     Parameters
     ----------
     left, right
-        n vectors each; a row is NaN where either vector is null or their lengths differ (one of
-        them was computed under an older topic vocabulary).
+        n vectors each, or one that holds for all; a row is NaN where either vector is null or
+        their lengths differ (one of them was computed under an older topic vocabulary).
     """
-    result = np.full(len(left), np.nan)
-    for row, (a, b) in enumerate(zip(left, right, strict=True)):
-        if a is None or b is None:
-            continue
-        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-        if x.ndim == 1 and x.shape == y.shape:
-            result[row] = float(x @ y)
+    if not _are_vectors(left) or not _are_vectors(right):
+        return _dot_of_objects(left, right)
+    x, y = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    if x.shape[1] != y.shape[1]:
+        return np.full(max(len(x), len(y)), np.nan)
+    products: Floats = np.einsum("ij,ij->i", *np.broadcast_arrays(x, y))
+    return products
+
+
+def _are_vectors(column: Sequence[object] | Array) -> bool:
+    return isinstance(column, np.ndarray) and column.ndim == 2
+
+
+def _dot_of_objects(left: Sequence[object] | Array, right: Sequence[object] | Array) -> Floats:
+    count = max(len(left), len(right))
+    result = np.full(count, np.nan)
+    lefts = list(left) * (count if len(left) == 1 else 1)
+    rights = list(right) * (count if len(right) == 1 else 1)
+    rows: dict[int, list[int]] = {}
+    for row, (a, b) in enumerate(zip(lefts, rights, strict=True)):
+        if a is not None and b is not None and np.ndim(a) == 1 and np.shape(a) == np.shape(b):
+            rows.setdefault(np.shape(a)[0], []).append(row)
+    for of_one_length in rows.values():
+        x = np.array([lefts[row] for row in of_one_length], dtype=np.float64)
+        y = np.array([rights[row] for row in of_one_length], dtype=np.float64)
+        result[of_one_length] = np.einsum("ij,ij->i", x, y)
     return result
 
 
-def request_features(inputs: Mapping[str, pd.Series]) -> dict[str, Floats]:
+def request_features(inputs: Mapping[str, "pd.Series[Any] | Array"]) -> dict[str, Floats]:
     """Compute every request-time feature whose inputs are there.
 
     Parameters
     ----------
     inputs
-        Columns of equal length n: features of user and post as Feast returns them,
+        Columns of length n, as pandas or numpy hold them; in numpy a feature that is the same for
+        all may have length 1. Features of user and post as Feast returns them,
         ``request_unix_time_s``, and ``<source>_score`` and ``<source>_rank`` (1 is best) of each
         candidate source, null where the source did not propose the post.
 
@@ -57,7 +81,14 @@ def request_features(inputs: Mapping[str, pd.Series]) -> dict[str, Floats]:
     """
 
     def numbers(name: str) -> Floats:
-        return pd.to_numeric(inputs[name], errors="coerce").to_numpy(dtype=np.float64)
+        column = inputs[name]
+        if isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
+            return column.astype(np.float64)
+        return pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(dtype=np.float64)
+
+    def vectors(name: str) -> Sequence[object] | Array:
+        column = inputs[name]
+        return column if isinstance(column, np.ndarray) else list(column)
 
     now = numbers(c.REQUEST_TIME)
     features = {
@@ -67,7 +98,7 @@ def request_features(inputs: Mapping[str, pd.Series]) -> dict[str, Floats]:
     }
     for feature, user_vector in c.TOPIC_MATCHES.items():
         if user_vector in inputs and c.POST_TOPICS in inputs:
-            features[feature] = dot(list(inputs[user_vector]), list(inputs[c.POST_TOPICS]))
+            features[feature] = dot(vectors(user_vector), vectors(c.POST_TOPICS))
     listed = np.zeros(len(now))
     for source in c.sources_in(inputs):
         features[c.candidate_score(source)] = numbers(c.source_score(source))

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from serving.assembly import Inputs
 from serving.candidates import Candidates
 
 
@@ -116,16 +116,18 @@ class Choice:
     propensities
         float64 (k,): how probable it was that the post stands there.
     scores
-        float32 (n,), the ranker's; None if it could not be asked, as the next two.
-    columns
-        n rows with the ranker's inputs among the columns.
-    matrix
-        float32 (n, inputs).
+        float32 (n,), the ranker's; None if it could not be asked.
+    inputs
+        What the ranker saw; None as `scores`.
     """
 
     candidates: Candidates
     shown: NDArray[np.int64]
     propensities: NDArray[np.float64]
     scores: NDArray[np.float32] | None = None
-    columns: pa.Table | None = None
-    matrix: NDArray[np.float32] | None = None
+    inputs: Inputs | None = None
+
+    @property
+    def matrix(self) -> NDArray[np.float32] | None:
+        """float32 (n, inputs); None if the ranker could not be asked."""
+        return None if self.inputs is None else self.inputs.matrix

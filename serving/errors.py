@@ -6,6 +6,7 @@
     ├── RankerError         a ranker's file or its input does not fit
     ├── MissingOpenMPError  the OpenMP runtime that LightGBM and implicit need is nowhere
     ├── ContractError       features and model do not agree on the ranker's inputs
+    ├── NotAssembledError   the inputs need the general way, through a table of columns
     ├── BundleError         no published bundle, or one that is damaged
     ├── UnknownIdError      a user or post that the bundle does not know
     ├── OnlineStateError    lists or features that Redis should hold could not be read
@@ -28,6 +29,10 @@ class MissingOpenMPError(ServingError):
 
 class ContractError(ServingError):
     """Features and model do not agree on the ranker's inputs."""
+
+
+class NotAssembledError(ServingError):
+    """The ranker's inputs cannot be assembled from packed rows alone."""
 
 
 class BundleError(ServingError):

@@ -138,7 +138,8 @@ class Impression:
     scores
         float32 (n,); None: the ranker was not asked.
     inputs
-        n rows with the contract's inputs among the columns; None as ``scores``.
+        Makes n rows with the contract's inputs among the columns; called by the thread that
+        writes, so that no request waits for it. None as ``scores``.
     """
 
     origin: Origin
@@ -153,7 +154,7 @@ class Impression:
     shown: NDArray[np.int64]
     propensities: NDArray[np.float64]
     scores: NDArray[np.float32] | None
-    inputs: pa.Table | None
+    inputs: Callable[[], pa.Table] | None
 
     def __len__(self) -> int:
         return len(self.candidates.post_ids)
@@ -302,7 +303,7 @@ def to_table(impressions: list[Impression]) -> pa.Table:
     inputs = pa.concat_tables(
         # A table of another column only is a table of nulls to the others.
         (
-            pa.table({"": pa.nulls(len(one))}) if one.inputs is None else one.inputs.select(names)
+            pa.table({"": pa.nulls(len(one))}) if one.inputs is None else one.inputs().select(names)
             for one in impressions
         ),
         promote_options="default",

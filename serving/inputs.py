@@ -60,7 +60,8 @@ class InputEncoder:
         ContractError
             If an input is missing.
         """
-        missing = [name for name in self.contract.names if name not in table.column_names]
+        present = set(table.column_names)
+        missing = [name for name in self.contract.names if name not in present]
         if missing:
             raise ContractError(
                 f"ranker inputs: {len(missing)} of {len(self.contract.names)} columns are missing "

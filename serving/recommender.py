@@ -17,11 +17,12 @@ from feastpack import FeatureReader
 from feastpack.errors import FeastpackError
 from feature_repo.definitions.columns import REQUEST_TIME
 from serving.answer import Answer, Choice, Reason, Recommendation, Request
+from serving.assembly import Assembler, Inputs
 from serving.bundle import Manifest, open_current, whole_files
 from serving.candidates import Candidates, union
 from serving.catalogue import Catalogue
 from serving.connection import limit_waiting
-from serving.errors import BundleError, ContractError, OnlineStateError
+from serving.errors import BundleError, ContractError, NotAssembledError, OnlineStateError
 from serving.event_rules import EventRules
 from serving.events import Event, EventLog, Outcome
 from serving.fresh import FreshSources
@@ -79,9 +80,10 @@ class Recommender:
         self._redis = redis_of(store)
         if redis_timeout_s is not None:
             limit_waiting(self._redis, redis_timeout_s)
-        self._reader = FeatureReader(store)
+        self._reader = FeatureReader(store, dtype=np.float32)
         self._reader.prepare(manifest.contract["service"])
         self._encoder = InputEncoder.load(folder / "categories.json", contract)
+        self._assembler = _assembler(self._reader, self._encoder)
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
         self._catalogue = Catalogue(folder)
         self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
@@ -211,7 +213,7 @@ class Recommender:
         wanted = np.array([self._catalogue.post(post) for post in posts], dtype=np.int64)
         state, proposed, _ = self._candidates(user_id)
         distinct = proposed.about(np.unique(wanted))
-        table = self._columns(state, distinct, now or self.moment())
+        table = self._inputs(state, distinct, now or self.moment()).table
         return table.take(pa.array(np.searchsorted(distinct.post_ids, wanted)))
 
     def is_redis_reachable(self) -> bool:
@@ -233,7 +235,9 @@ class Recommender:
 
     def _candidates(self, user_id: int | None) -> tuple[UserState, Candidates, tuple[str, ...]]:
         """Return a user's state, what the sources propose, and why that is less than it should."""
-        state = read_user_state(self._reader, self.manifest, user_id, self._event_space)
+        state = read_user_state(
+            self._reader, self._features, self.manifest, user_id, self._event_space
+        )
         found = state.proposals(self.manifest.sources, self._fresh)
         degraded = self._fresh.degraded if state.history.is_fresh else ()
         if not any(len(one.post_ids) for one in state.lists):
@@ -243,11 +247,12 @@ class Recommender:
 
     def _best(self, state: UserState, candidates: Candidates, now: datetime, k: int) -> Choice:
         """Choose the k candidates that the ranker likes most."""
-        columns = self._columns(state, candidates, now)
-        matrix = self._encoded(columns)
-        scores = self._ranker.predict(matrix)
+        if not len(candidates.post_ids):
+            return Choice(candidates, candidates.post_ids, np.empty(0))
+        inputs = self._inputs(state, candidates, now)
+        scores = self._ranker.predict(inputs.matrix)
         best = np.lexsort((candidates.post_ids, -scores))[:k]
-        return Choice(candidates, best, np.ones(len(best)), scores, columns, matrix)
+        return Choice(candidates, best, np.ones(len(best)), scores, inputs)
 
     def _unranked(self, posts: NDArray[np.int64], k: int) -> Choice:
         """Choose the first k posts as they stand, without the ranker and without Redis."""
@@ -300,11 +305,18 @@ class Recommender:
                 shown=choice.shown,
                 propensities=choice.propensities,
                 scores=choice.scores,
-                inputs=choice.columns,
+                inputs=None if choice.inputs is None else choice.inputs.make_table,
             )
         )
 
-    def _columns(self, state: UserState, candidates: Candidates, now: datetime) -> pa.Table:
+    @property
+    def _features(self) -> str | Sequence[str]:
+        """What is read of a request's user and posts."""
+        if self._assembler is None:
+            return str(self.manifest.contract["service"])
+        return self._assembler.features
+
+    def _inputs(self, state: UserState, candidates: Candidates, now: datetime) -> Inputs:
         rows = len(candidates.post_ids)
         request: dict[str, Any] = {REQUEST_TIME: np.full(rows, int(now.timestamp()), np.int64)}
         for source in self.manifest.sources:
@@ -313,19 +325,15 @@ class Recommender:
         # No entity has a negative id: an unknown user has null features, not another's.
         user_id = -1 if state.user_id is None else state.user_id
         entities = {"user_id": user_id, "post_id": candidates.post_ids}
-        service = self.manifest.contract["service"]
         try:
-            frame = self._reader.read(service, entities, request, begun=state.features)
-            return frame.to_arrow()
-        except FeastpackError as error:
-            raise OnlineStateError("features_unavailable", f"{service}: {error}") from error
-
-    def _encoded(self, columns: pa.Table) -> NDArray[np.float32]:
-        try:
-            return self._encoder.encode(columns)
-        except ContractError as error:
-            # The feature repository was changed under a running service.
-            raise OnlineStateError("features_unavailable", str(error)) from error
+            if self._assembler is not None:
+                return self._assembler.read(entities, request, state.features)
+            service = self.manifest.contract["service"]
+            table = self._reader.read(service, entities, request, begun=state.features).to_arrow()
+            return Inputs(self._encoder.encode(table), lambda: table)
+        except (FeastpackError, ContractError) as error:
+            # Redis failed, or the feature repository was changed under a running service.
+            raise OnlineStateError("features_unavailable", f"features: {error}") from error
 
     def moment(self) -> datetime:
         """Return the moment that requests and events are of, unless they say another one."""
@@ -348,6 +356,14 @@ class Recommender:
             )
             for row, inputs in zip(choice.shown, moved, strict=True)
         ]
+
+
+def _assembler(reader: FeatureReader, encoder: InputEncoder) -> Assembler | None:
+    try:
+        return Assembler(reader, encoder)
+    except NotAssembledError as error:
+        logger.warning("answers take longer: the ranker's inputs go through a table (%s)", error)
+        return None
 
 
 def redis_of(store: FeatureStore) -> Any:

@@ -61,9 +61,18 @@ class UserState:
 
 
 def read_user_state(
-    reader: FeatureReader, manifest: Manifest, user_id: int | None, event_space: str
+    reader: FeatureReader,
+    features: str | Sequence[str],
+    manifest: Manifest,
+    user_id: int | None,
+    event_space: str,
 ) -> UserState:
     """Read a known user's state with one command; of an unknown user there is nothing to read.
+
+    Parameters
+    ----------
+    features
+        Those that the request will need; what the user determines of them is read.
 
     Raises
     ------
@@ -82,7 +91,7 @@ def read_user_state(
     ]
     service = manifest.contract["service"]
     try:
-        begun = reader.begin(service, {"user_id": user_id}, [key.encode() for key in keys])
+        begun = reader.begin(features, {"user_id": user_id}, [key.encode() for key in keys])
     except OnlineStoreError as error:
         raise OnlineStateError("lists_unavailable", f"state of a user: {error}") from error
     except FeastpackError as error:

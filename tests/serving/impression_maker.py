@@ -65,5 +65,5 @@ def impression(
         shown=rows,
         propensities=np.where(rows == 0, 0.5, 1.0) if scores is not None else np.ones(len(rows)),
         scores=None if scores is None else np.array(list(scores), np.float32),
-        inputs=None if scores is None else pa.table(columns),
+        inputs=None if scores is None else lambda: pa.table(columns),
     )
