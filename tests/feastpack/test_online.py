@@ -160,7 +160,7 @@ def test_ttl_is_honoured_per_view_when_read(
     tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any
 ) -> None:
     shop = Shop(tmp_path, redis_server.port, ttl=timedelta(hours=1))
-    shop.write(row(1, 1.0, minutes=-59), row(2, 2.0, minutes=-61))
+    shop.write(row(1, 1.0, minutes=-30), row(2, 2.0, minutes=-61))
     assert shop.read(1, 2) == [1.0, None]
     response = shop.store.get_online_features(["v:x"], {"user_id": [1, 2]})
     assert response.to_dict()["x"] == [1.0, None]

@@ -118,11 +118,11 @@ def test_written_rows_and_materialized_rows_take_the_newest(repository: Reposito
 
 
 def test_keys_are_gone_after_their_time(repository: Repository) -> None:
-    store = repository.store(DRIVER, stats_view(repository.source(stats())), key_ttl_seconds=1)
+    store = repository.store(DRIVER, stats_view(repository.source(stats())), key_ttl_seconds=2)
     store.write_to_online_store("stats", pd.DataFrame(stats()))
     features, rows = ["stats:trips", "stats:rate"], {"driver_id": [1]}
     assert store.get_online_features(features, rows).to_df()["trips"].tolist() == [4]
-    time.sleep(1.2)
+    time.sleep(2.2)
     assert store.get_online_features(features, rows).to_df()[["trips", "rate"]].isna().all(None)
 
 

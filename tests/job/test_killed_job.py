@@ -102,6 +102,7 @@ MORE_POINTS = (
 )
 
 
+@pytest.mark.timeout(900)
 def test_killed_within_steps_it_ends_in_the_same_state(job: Job):
     expected = final_state(job)
     job.forget()
