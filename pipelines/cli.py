@@ -113,6 +113,11 @@ COMMANDS = {
         "pipelines.settings:DatasetSettings",
         "pipelines.commands:rollback",
     ),
+    "write-back": Command(
+        "A feature view's latest rows into a table of PostgreSQL, in one transaction.",
+        "pipelines.settings:WriteBackSettings",
+        "pipelines.write_back:write_back",
+    ),
     "init": Command(
         "Propose a dataset description from your files.",
         "pipelines.settings:InitSettings",

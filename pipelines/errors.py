@@ -9,6 +9,7 @@
     │   ├── LakeError       rows that the lake cannot hold, or a lake that is in use or damaged
     │   ├── DrainError      events that cannot be moved out of Redis now
     │   └── ProposalError   files from which no dataset description can be guessed
+    ├── WriteBackError      rows that cannot be written to a table of a database
     ├── EvaluationError     in pipelines.evaluation.errors: splits and metrics
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
     ├── GeneratorError      a generator asked wrongly, not fitted, or unreadable on disk
@@ -47,6 +48,10 @@ class DrainError(IngestError):
 
 class ProposalError(IngestError):
     """Files from which no dataset description can be guessed."""
+
+
+class WriteBackError(PipelineError):
+    """Rows that cannot be written to a table of a database; it is left as it was."""
 
 
 class InteractionsError(PipelineError, ValueError):

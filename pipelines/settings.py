@@ -194,6 +194,25 @@ class TuneSettings(JobSettings):
     )
 
 
+class WriteBackSettings(JobSettings):
+    """Settings of `feastrank write-back`: which view of the dataset goes into which table."""
+
+    view: str = Field(
+        "post_text_clusters", description="Feature view whose latest row per post or user it is."
+    )
+    connection: str = Field(
+        "DATABASE_URL",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds the PostgreSQL connection.",
+    )
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="Table, with its schema unless the search path finds it; made if it is not "
+        "there; by default called like the view.",
+    )
+
+
 class RecommendSettings(DatasetSettings):
     """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
 
@@ -228,6 +247,16 @@ class SimulateSettings(CommandSettings):
         None,
         description="CSV or parquet file with columns text and topic: real texts instead of "
         "made-up ones.",
+    )
+    to_postgres: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds a PostgreSQL connection: the "
+        "tables user_data, post_text_df and feed_data are loaded there too, and the description "
+        "reads them from there.",
+    )
+    replace_tables: bool = Field(
+        False, description="Drop tables of these names that the database has, instead of stopping."
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
 

@@ -19,17 +19,10 @@ from feature_repo.dataset_columns import Watermark
 from pipelines.datasets import commit
 from pipelines.datasets.expressions import literal, quoted
 from pipelines.datasets.files import check_columns, find_files, line_numbers, read_batches
-from pipelines.datasets.postgres import Database, Relation
+from pipelines.datasets.postgres import ALIKE, Database, Relation
 from pipelines.errors import SourceError
 
 Stamp = tuple[Any, ...]
-
-# Types that hold the same values in more or fewer bytes: a change among them changes no meaning.
-_ALIKE = (
-    {"int2", "int4", "int8"},
-    {"float4", "float8"},
-    {"text", "varchar", "bpchar", "name"},
-)
 
 
 class Part(Protocol):
@@ -221,7 +214,7 @@ def check_types(part: Part, before: Mapping[str, str], lake: Path | None) -> Non
     """
     for name, kind in part.types.items():
         old = before.get(name, kind)
-        if kind != old and not any({kind, old} <= alike for alike in _ALIKE):
+        if kind != old and not any({kind, old} <= alike for alike in ALIKE):
             raise SourceError(
                 f"{part.label}: column '{name}' was of type {old} at the last ingest and is "
                 f"{kind} now, so the lake would hold values of two kinds; change it back, or "

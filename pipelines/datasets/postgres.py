@@ -10,7 +10,7 @@ import queue
 import re
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote
@@ -26,9 +26,15 @@ from adbc_driver_postgresql import StatementOptions
 
 from feature_repo.dataset import Source
 from pipelines.datasets.expressions import literal, quoted
-from pipelines.errors import SourceError
+from pipelines.errors import PipelineError, SourceError
 
 CONNECT_SECONDS = 10
+# Types that hold the same values in more or fewer bytes: a change among them changes no meaning.
+ALIKE = (
+    {"int2", "int4", "int8"},
+    {"float4", "float8"},
+    {"text", "varchar", "bpchar", "name"},
+)
 _BATCH_BYTES = 2 << 20
 _AHEAD = 2
 _TYPE = b"POSTGRESQL:type"
@@ -209,24 +215,41 @@ class Database:
             f"its search_path); {hint}"
         )
 
-    @contextmanager
-    def translated(self, label: str, when: str = "") -> Iterator[None]:
+    def translated(self, label: str, when: str = "") -> AbstractContextManager[None]:
         """Turn the driver's errors into `SourceError` that says where and what to do."""
-        try:
-            yield
-        except (DriverError, pa.ArrowException, OSError) as error:
-            text = _plain(str(error))
-            state = getattr(error, "sqlstate", None) or ""
-            if _LOST.search(f"{text} [{state}]"):
-                raise SourceError(
-                    f"{label}: the connection to PostgreSQL was lost{when} ({text}); nothing was "
-                    "written; run the same command again"
-                ) from error
-            if state == "42501":
-                raise SourceError(
-                    f"{label}: {text}; GRANT SELECT on it to the user in {self.variable}"
-                ) from error
-            raise SourceError(f"{label}: {text}; correct the description or the table") from error
+        return translated(
+            label,
+            SourceError,
+            when=when,
+            denied=f"GRANT SELECT on it to the user in {self.variable}",
+            otherwise="correct the description or the table",
+        )
+
+
+@contextmanager
+def translated(
+    label: str, kind: type[PipelineError], *, denied: str, otherwise: str, when: str = ""
+) -> Iterator[None]:
+    """Turn the driver's errors into one of ours.
+
+    Parameters
+    ----------
+    label, when
+        Where it happened, and when: "events: table public.feed_data", " after 7 rows".
+    denied, otherwise
+        What to do if a right is missing, and in any other case.
+    """
+    try:
+        yield
+    except (DriverError, pa.ArrowException, OSError) as error:
+        text = _plain(str(error))
+        state = getattr(error, "sqlstate", None) or ""
+        if _LOST.search(f"{text} [{state}]"):
+            raise kind(
+                f"{label}: the connection to PostgreSQL was lost{when} ({text}); nothing was "
+                "written; run the same command again"
+            ) from error
+        raise kind(f"{label}: {text}; {denied if state == '42501' else otherwise}") from error
 
 
 class Driver:

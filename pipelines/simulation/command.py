@@ -1,13 +1,24 @@
 """The command `feastrank simulate`."""
 
 import time
+from functools import partial
 
 from rich.console import Console
 
 from pipelines.job.context import Bar, progress_bars
 from pipelines.settings import SimulateSettings
-from pipelines.simulation.simulate import SimulatedFeed, Size, simulate
+from pipelines.simulation.simulate import Load, SimulatedFeed, Size, simulate
 from pipelines.simulation.truth import SHOWN
+
+
+def _load(settings: SimulateSettings) -> Load | None:
+    variable = settings.to_postgres
+    if variable is None:
+        return None
+    # The driver need not be loaded where nothing goes into a database.
+    from pipelines.simulation.database import load
+
+    return partial(load, variable, settings.replace_tables)
 
 
 def simulate_feed(settings: SimulateSettings, console: Console) -> None:
@@ -21,7 +32,8 @@ def simulate_feed(settings: SimulateSettings, console: Console) -> None:
         def progress(title: str, done: int, total: int) -> None:
             drawn.setdefault(title, bars.bar(title))(done, total)
 
-        facts = simulate(size, out.folder, settings.name, settings.posts_from, progress)
+        name, texts = settings.name, settings.posts_from
+        facts = simulate(size, out.folder, name, texts, progress, _load(settings))
     rates = facts[f"hit_rate_at_{SHOWN}"]
     console.print(
         f"{facts['views']:,} views and {facts['likes']:,} likes ({facts['like_rate']:.2%} of "

@@ -14,7 +14,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,13 +38,22 @@ Progress = Callable[[str, int, int], None]
 _ROWS_PER_FILE = 4_000_000
 _DAY_S = 86_400
 
+FILES = {
+    name: f'path = "{path}"\nformat = "parquet"'
+    for name, path in (
+        ("users", "user_data.parquet"),
+        ("posts", "post_text_df.parquet"),
+        ("events", "feed_data/part-*.parquet"),
+    )
+}
+"""Where the description finds each table, unless it was loaded elsewhere."""
+
 DESCRIPTION = """\
 # A simulated feed; written by `feastrank simulate`, see truth/ for what is true of it.
 name = "{name}"
 
 [users]
-path = "user_data.parquet"
-format = "parquet"
+{users}
 id = "user_id"
 attributes = [
     {{ name = "gender", column = "gender", type = "categorical" }},
@@ -57,15 +66,13 @@ attributes = [
 ]
 
 [posts]
-path = "post_text_df.parquet"
-format = "parquet"
+{posts}
 id = "post_id"
 text = "text"
 topics = "topic"
 
 [events]
-path = "feed_data/part-*.parquet"
-format = "parquet"
+{events}
 user = "user_id"
 post = "post_id"
 time = {{ column = "timestamp" }}
@@ -158,10 +165,23 @@ class SimulatedFeed:
             ) from error
 
 
+Load = Callable[[SimulatedFeed, Progress], Mapping[str, str]]
+
+
 def simulate(
-    size: Size, folder: Path, name: str, texts_from: Path | None, progress: Progress
+    size: Size,
+    folder: Path,
+    name: str,
+    texts_from: Path | None,
+    progress: Progress,
+    load: Load | None = None,
 ) -> dict[str, Any]:
     """Write a feed into ``folder``, replacing one that is there; return what is in truth.json.
+
+    Parameters
+    ----------
+    load
+        Puts the tables elsewhere too, and returns the keys of the description that say where.
 
     Raises
     ------
@@ -196,8 +216,9 @@ def simulate(
         f"hit_rate_at_{SHOWN}": {who: rate.to_json() for who, rate in limits.items()},
     }
     (out.truth / "truth.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    places = FILES if load is None else load(out, progress)
     # Last: a description stands for a whole feed.
-    out.description.write_text(DESCRIPTION.format(name=name), encoding="utf-8")
+    out.description.write_text(DESCRIPTION.format(name=name, **places), encoding="utf-8")
     return facts
 
 
