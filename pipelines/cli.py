@@ -113,6 +113,11 @@ COMMANDS = {
         "pipelines.settings:DatasetSettings",
         "pipelines.commands:rollback",
     ),
+    "feed": Command(
+        "Top 5 of all posts for users at moments, by rankers that learnt on impressions.",
+        "pipelines.settings:FeedSettings",
+        "pipelines.job.moments:feed",
+    ),
     "write-back": Command(
         "A feature view's latest rows into a table of PostgreSQL, in one transaction.",
         "pipelines.settings:WriteBackSettings",

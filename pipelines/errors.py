@@ -9,6 +9,7 @@
     │   ├── LakeError       rows that the lake cannot hold, or a lake that is in use or damaged
     │   ├── DrainError      events that cannot be moved out of Redis now
     │   └── ProposalError   files from which no dataset description can be guessed
+    ├── MomentsError        moments that nothing can be recommended for
     ├── WriteBackError      rows that cannot be written to a table of a database
     ├── EvaluationError     in pipelines.evaluation.errors: splits and metrics
     ├── InteractionsError   events that no candidate generator can learn from (also a ValueError)
@@ -48,6 +49,10 @@ class DrainError(IngestError):
 
 class ProposalError(IngestError):
     """Files from which no dataset description can be guessed."""
+
+
+class MomentsError(PipelineError):
+    """Moments that nothing can be recommended for, or a dataset without impressions."""
 
 
 class WriteBackError(PipelineError):

@@ -213,6 +213,30 @@ class WriteBackSettings(JobSettings):
     )
 
 
+class FeedSettings(JobSettings):
+    """Settings of `feastrank feed`: who asks when, and how much is learnt from."""
+
+    moments: Path | None = Field(
+        None,
+        description="Parquet file of user_id and timestamp (UTC): who asks, and when. Rankers "
+        "learn on what was shown before the first of them.",
+    )
+    simulated: Path | None = Field(
+        None,
+        description="Folder of `feastrank simulate`: its moments are asked about, and HitRate@5 is "
+        "measured by its taste.",
+    )
+    impressions: int = Field(
+        3_000_000, ge=1_000, description="Latest impressions that are learnt from."
+    )
+    ranker_impressions: int = Field(
+        200_000, ge=1_000, description="How many of them, drawn by chance, CatBoost learns on."
+    )
+    shortlist: int = Field(
+        100, ge=5, le=10_000, description="Posts of a moment that CatBoost orders."
+    )
+
+
 class RecommendSettings(DatasetSettings):
     """Settings of `feastrank recommend`, which reads Redis and the published bundle only."""
 
