@@ -133,6 +133,11 @@ COMMANDS = {
         "pipelines.settings:SimulateSettings",
         "pipelines.simulation.command:simulate_feed",
     ),
+    "conversion": Command(
+        "What makes posts convert: rates per view, how far text and picture tell, advice.",
+        "pipelines.settings:ConversionSettings",
+        "pipelines.conversion.command:conversion",
+    ),
     "doctor": Command(
         "What is installed, reachable, published, stale.",
         "pipelines.settings:DatasetSettings",

@@ -18,6 +18,7 @@
     │                       (also a ValueError)
     ├── TuningError         a search for settings that found none
     ├── FeatureError        features that cannot be computed
+    ├── ConversionError     a table of posts from which no conversion can be learned
     ├── SimulationError     a feed that cannot be simulated, or whose truth cannot be read
     └── MissingStepError    a step whose forerunner has not been run
 """
@@ -85,3 +86,7 @@ class MissingStepError(PipelineError):
 
 class SimulationError(PipelineError):
     """A feed that cannot be simulated as asked, or whose truth cannot be read."""
+
+
+class ConversionError(PipelineError):
+    """A table of posts from which no conversion can be learned: columns or counts are wrong."""

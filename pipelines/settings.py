@@ -285,6 +285,64 @@ class SimulateSettings(CommandSettings):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
 
 
+class ConversionSettings(CommandSettings):
+    """Settings of `feastrank conversion`: a table of posts, its columns, and how to judge."""
+
+    posts: Path = Field(
+        description="CSV or parquet file with a row for each post: its text, views and counts of "
+        "activities."
+    )
+    separator: str = Field(",", min_length=1, max_length=1, description="Separator of a CSV file.")
+    text: str = Field("text", description="Column of the text.")
+    views: str = Field("views", description="Column of how often the post was shown.")
+    activities: tuple[str, ...] = Field(
+        (),
+        description="Columns of activity counts, comma-separated, each alone or as name=column, "
+        "such as like=likes; by default those of like, comment, hide, expand, open_photo, open "
+        "and share_to_message that the file has.",
+    )
+    id: str | None = Field(None, description="Column of the post's id; by default the row number.")
+    topic: str | None = Field(None, description="Column of the topic, if there is one.")
+    time: str | None = Field(
+        None,
+        description="Column of when the post appeared (UTC): posts are then judged by models of "
+        "earlier ones.",
+    )
+    image: str | None = Field(
+        None, description="Column of pictures: base64, paths of files, or bytes (parquet)."
+    )
+    weights: dict[str, float] = Field(
+        {},
+        description="Weights of activities in the target, as like=1.8,comment=4; by default those "
+        "of `pipelines.conversion.targets`, and 1 for others.",
+    )
+    weighting: Literal["overdispersed", "views"] = Field(
+        "overdispersed",
+        description="What a post counts while models learn: less than its views when posts differ "
+        "by more than chance, or just its views.",
+    )
+    folds: int = Field(5, ge=2, le=20, description="Folds of the cross-validation.")
+    iterations: int = Field(
+        1000, ge=10, le=10_000, description="Trees at most; how many is found inside each fold."
+    )
+    refits: int = Field(
+        30, ge=10, le=1000, description="Refits on resampled posts behind each piece of advice."
+    )
+    text_model: str = Field(
+        EMBEDDED_MODEL, description="Sentence encoder, as in `feastrank features`."
+    )
+    image_model: str = Field(
+        EMBEDDED_IMAGE_MODEL, description="Image encoder, as in `feastrank features`."
+    )
+    home: Path = Field(
+        default_factory=workspace.home, description="State folder, whose embeddings are reused."
+    )
+    output: Path = Field(
+        Path("conversion"), description="Folder of the page, the figures and the predictions."
+    )
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
+
+
 class InitSettings(CommandSettings):
     """Settings of `feastrank init`, which proposes a dataset description from files."""
 

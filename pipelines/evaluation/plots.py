@@ -133,14 +133,31 @@ def importance_plot(shares: Mapping[str, float], *, title: str, x_label: str) ->
         return _svg(figure, title)
 
 
-def calibration_plot(bins: Sequence[ReliabilityBin], *, title: str) -> str:
-    """Draw observed share against predicted probability, with the counts below."""
+def calibration_plot(
+    bins: Sequence[ReliabilityBin],
+    *,
+    title: str,
+    x_label: str = "predicted probability of relevance",
+    y_label: str = "share that was relevant",
+    count_label: str = "pairs",
+    from_zero: bool = True,
+) -> str:
+    """Draw observed share against predicted probability, with the counts below.
+
+    Parameters
+    ----------
+    from_zero
+        Begin the axes at zero; otherwise just below the least value.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = _figure(4.2)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         top = 1.08 * max(max(b.high, b.predicted) for b in bins)
         predicted = [b.predicted for b in bins]
-        upper.plot([0, top], [0, top], color=GREY, linestyle="--", label="perfect calibration")
+        least = 0.0 if from_zero else 0.92 * min(min(b.low, b.predicted) for b in bins)
+        upper.plot(
+            [least, top], [least, top], color=GREY, linestyle="--", label="perfect calibration"
+        )
         upper.vlines(
             predicted, [b.low for b in bins], [b.high for b in bins], color=BLUE, alpha=0.55, lw=2.4
         )
@@ -148,15 +165,15 @@ def calibration_plot(bins: Sequence[ReliabilityBin], *, title: str) -> str:
             predicted, [b.observed for b in bins], "o-", color=BLUE, linewidth=1, markersize=6,
             label="observed, with 95 % interval",
         )  # fmt: skip
-        upper.set_xlim(0, top)
-        upper.set_ylim(0, top)
+        upper.set_xlim(least, top)
+        upper.set_ylim(least, top)
         upper.legend(loc="upper left", fontsize=9)
         lower.vlines(predicted, 0, [b.count for b in bins], color=GREY, linewidth=4)
         lower.set_ylim(bottom=0)
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        upper.set_ylabel("share that was relevant")
-        _label(figure, title, lower, "predicted probability of relevance", "pairs")
+        upper.set_ylabel(y_label)
+        _label(figure, title, lower, x_label, count_label)
         return _svg(figure, title)
 
 

@@ -1,0 +1,1 @@
+"""How well a post converts: activities per view, predicted from its text and picture."""
