@@ -33,6 +33,7 @@ clean:  ## remove everything that was made: environment, state, caches
 
 bench: install  ## every benchmark, each beside its peer; the last line of each is JSON
 	$(BIN)/python -m benchmarks.online_read
+	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.materialize
 	$(BIN)/python -m benchmarks.point_in_time
 	$(BIN)/python -m benchmarks.lists_memory

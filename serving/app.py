@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from serving.access import ApiKeys, Guarded, TokenBuckets
 from serving.answer import Answer
 from serving.errors import EventsRefusedError, OnlineStateError
 from serving.events import Status
@@ -92,9 +93,14 @@ def create_app(
     service = _Service(recommenders, impressions)
     service.add_to(app)
     answer_errors(app)
+    keys = ApiKeys.of(settings)
+    if keys:
+        rate = settings.key_rate
+        buckets = TokenBuckets(rate, settings.key_burst) if rate else None
+        app.add_middleware(Guarded, keys=keys, buckets=buckets, open_paths=settings.open_paths)
     app.add_middleware(Limited, max_bytes=1024 * settings.max_body_kib)
     app.add_middleware(Measured, metrics=service.metrics)
-    _describe_problems(app)
+    _describe_problems(app, settings.open_paths if keys else None)
     return app
 
 
@@ -268,8 +274,11 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Add the problem's schema to the OpenAPI document; no endpoint returns it as its model."""
+def _describe_problems(app: FastAPI, open_paths: Collection[str] | None) -> None:
+    """Add the problem's schema to the OpenAPI document; no endpoint returns it as its model.
+
+    With keys, all but the open paths need one.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -282,7 +291,18 @@ def _describe_problems(app: FastAPI) -> None:
             schemas["Problem"] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            if open_paths is not None:
+                _describe_keys(document, open_paths)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_keys(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    refused = documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in open_paths else ():
+            operation["security"] = [{"key": []}]
+            operation["responses"].update({str(one): what for one, what in refused.items()})

@@ -7,6 +7,7 @@
     ├── MissingOpenMPError  the OpenMP runtime that LightGBM and implicit need is nowhere
     ├── ContractError       features and model do not agree on the ranker's inputs
     ├── NotAssembledError   the inputs need the general way, through a table of columns
+    ├── ApiKeysError        the list of API keys is not as described
     ├── BundleError         no published bundle, or one that is damaged
     ├── UnknownIdError      a user or post that the bundle does not know
     ├── OnlineStateError    lists or features that Redis should hold could not be read
@@ -33,6 +34,10 @@ class ContractError(ServingError):
 
 class NotAssembledError(ServingError):
     """The ranker's inputs cannot be assembled from packed rows alone."""
+
+
+class ApiKeysError(ServingError):
+    """The list of API keys cannot be read; the message never shows a key."""
 
 
 class BundleError(ServingError):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -57,4 +57,21 @@ class HttpSettings(BaseSettings):
         le=10_000_000,
         description="Candidates that may wait in memory, about 1 kB each; more are dropped and "
         "counted.",
+    )
+    api_keys: SecretStr | None = Field(
+        None,
+        description="NAME:KEY,NAME:KEY: who may ask. Give it as an environment variable, since "
+        "others see the flags of a process; without keys everybody may ask.",
+    )
+    api_key_file: Path | None = Field(
+        None, description="File of lines NAME SHA256: who may ask, without the keys themselves."
+    )
+    key_rate: float = Field(
+        0, ge=0, le=1e6, description="Requests a second that one key may make; 0: no limit."
+    )
+    key_burst: int = Field(
+        20, ge=1, le=1_000_000, description="Requests that one key may make at once."
+    )
+    open_paths: tuple[str, ...] = Field(
+        ("/health", "/ready", "/metrics"), description="Paths that anybody may ask without a key."
     )
