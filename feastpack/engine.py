@@ -126,14 +126,22 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         job = self._latest_rows(registry, task)
         write = self._writer(view)
         bar = _progress_bar(task, job)
-        done = 0
+        done, newest = 0, None
+        times = (view.batch_source.field_mapping or {}).get(
+            view.batch_source.timestamp_field, view.batch_source.timestamp_field
+        )
         try:
             for batch in _batches(job, self.settings.batch_rows):
-                write(_renamed(batch, view), bar.update if bar is not None else lambda rows: None)
+                rows = _renamed(batch, view)
+                write(rows, bar.update if bar is not None else lambda rows: None)
                 done += batch.num_rows
+                newest = _later(newest, pc.max(rows.column(times)).as_py())
         finally:
             if bar is not None:
                 bar.close()
+        note = getattr(self.online_store, "note_materialized", None)
+        if note is not None:
+            note(self.repo_config, view, make_tzaware(task.end_time), newest)
         seconds = time.monotonic() - began
         logger.info(
             "feature view %s: %d rows in %.1f s (%.0f rows/s)",
@@ -214,6 +222,12 @@ def why_not_plain(task: MaterializationTask) -> str | None:
         "is to keep all rows": not task.only_latest,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _later(first: datetime | None, second: datetime | None) -> datetime | None:
+    """Return the later of two times, of which each may be unknown."""
+    known = [make_tzaware(one) for one in (first, second) if one is not None]
+    return max(known, default=None)
 
 
 def _is_incremental(task: MaterializationTask) -> bool:

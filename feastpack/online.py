@@ -34,6 +34,7 @@ from feastpack.connection import (
 )
 from feastpack.errors import UnsupportedError
 from feastpack.lookup import Question, SchemaBook, ask, ask_async, oldest_valid
+from feastpack.materialized import write_materialized
 from feastpack.requests import OnlineRequest, track, view_reads
 from feastpack.responses import ReadRow, read_rows
 from feastpack.views import ViewLayout, layout_of
@@ -216,6 +217,26 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             )
         except redis.exceptions.RedisError as error:
             raise translated(error, f"writing feature view {layout.keys.view}") from error
+
+    def note_materialized(
+        self, config: RepoConfig, table: FeatureView, until: datetime, newest: datetime | None
+    ) -> None:
+        """Keep beside the rows that a view is materialized; see `feastpack.materialized`.
+
+        Parameters
+        ----------
+        until
+            The end of what was materialized.
+        newest
+            The latest event time among the rows written; None without rows.
+        """
+        keys = layout_of(config, table).keys
+        try:
+            write_materialized(
+                self.client(config), keys.project, keys.namespace, keys.view, until, newest
+            )
+        except redis.exceptions.RedisError as error:
+            raise translated(error, f"noting that {keys.view} is materialized") from error
 
     def _write(
         self,

@@ -25,6 +25,7 @@ import redis
 from feastpack.columns import PackedRows
 from feastpack.errors import OnlineStoreError
 from feastpack.keys import KeySpace, pattern_of, rows_prefix, schemas_prefix
+from feastpack.materialized import materialized_key
 from feastpack.rows import uniform_binary
 from feastpack.views import ViewLayout
 
@@ -205,6 +206,7 @@ def delete_view(client: Any, keys: KeySpace) -> int:
     """
     deleted = _delete_matching(client, keys.pattern)
     client.delete(keys.schemas_key)
+    client.hdel(materialized_key(keys.project, keys.namespace), keys.view)
     return deleted
 
 
@@ -216,6 +218,7 @@ def delete_namespace(client: Any, project: str, namespace: str) -> int:
     """
     deleted = _delete_matching(client, pattern_of(rows_prefix(project, namespace).encode()))
     _delete_matching(client, pattern_of(schemas_prefix(project, namespace).encode()))
+    client.delete(materialized_key(project, namespace))
     return deleted
 
 

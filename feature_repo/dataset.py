@@ -247,6 +247,24 @@ class Events(Source):
         return self
 
 
+class Freshness(Model):
+    """How old the features of a view may be where they are served, and what if they are older."""
+
+    max_age_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="hours since the view was materialized, such as 26 for a daily job",
+    )
+    max_event_age_hours: float | None = Field(
+        default=None, gt=0, description="hours since the newest row of the view"
+    )
+    when_stale: Literal["flag", "default", "fallback"] = Field(
+        default="flag",
+        description="'flag': the answer says so; 'default': the view's features are null as well; "
+        "'fallback': the popular list answers instead of the ranker",
+    )
+
+
 class Dataset(Model):
     """A dataset description, checked. Immutable; equal descriptions have equal fingerprints."""
 
@@ -262,6 +280,12 @@ class Dataset(Model):
         description="a table with a row for each thing a user did to a post, with path, format, "
         "user, post, time and positive. Totals per post (views, likes) do not say who liked what: "
         "nothing personal can be learned from them"
+    )
+
+    freshness: dict[str, Freshness] = Field(
+        default_factory=dict,
+        description="tables by feature view, such as [freshness.user_activity], with "
+        "max_age_hours, max_event_age_hours and when_stale",
     )
 
     @field_validator("name")

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import redis
+from feast import FeatureStore
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,8 +20,10 @@ from pipelines.errors import PipelineError
 from pipelines.job.context import STEPS, description_path, open_store
 from pipelines.settings import DatasetSettings
 from pipelines.steps import Ledger
-from serving.bundle import current_generation, open_current
+from serving.bundle import Manifest, current_generation, open_current
 from serving.errors import ServingError
+from serving.freshness import FreshnessMonitor, ViewAge
+from serving.generation import generation_contract, generation_store
 from serving.recommender import redis_of
 
 LIBRARIES = (
@@ -99,6 +103,32 @@ def _steps(ledger: Ledger) -> Iterator[Finding]:
         yield Finding(name, found, "its files are gone; run `feastrank run`" if gone else "")
 
 
+def _ages(store: FeatureStore, folder: Path, manifest: Manifest) -> list[ViewAge]:
+    """Return how old the views of the published generation are."""
+    own = generation_store(store, folder, manifest)
+    now = datetime.now(UTC)
+    moment = now if manifest.as_of is None else datetime.fromisoformat(manifest.as_of)
+    contract = generation_contract(own, manifest)
+    return FreshnessMonitor(own, contract, redis_of(own), manifest.namespace, lambda: moment).ages()
+
+
+def _view(age: ViewAge) -> Finding:
+    limits = age.limits
+    told = [
+        f"{what} {moment:%Y-%m-%d %H:%M} UTC, {(seconds or 0) / 3600:.1f} h old"
+        + ("" if limit is None else f" (at most {limit / 3600:g} h)")
+        for what, moment, seconds, limit in (
+            ("materialized until", age.materialized, age.age_s, limits.max_age_s),
+            ("newest row", age.newest_event, age.event_age_s, limits.max_event_age_s),
+        )
+        if moment is not None
+    ]
+    found = "; ".join(told) or "not materialized"
+    if age.is_stale:
+        return Finding(age.view, found, f"stale ({limits.when_stale}); run `feastrank run`")
+    return Finding(age.view, found, "" if told else "run `feastrank materialize`")
+
+
 def _online(workspace: Workspace) -> Iterator[Finding]:
     if not workspace.feature_store_yaml.exists():
         yield Finding("feature store", "not applied", "run `feastrank apply`")
@@ -110,12 +140,9 @@ def _online(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("online store", f"Redis {info['redis_version']}, port {info['tcp_port']}")
     except (redis.RedisError, FeastpackError) as error:
         yield Finding("online store", f"no answer: {error}", "start Redis, or check REDIS_URL")
-    for view in store.list_feature_views():
-        until = view.most_recent_end_time
-        found = f"materialized until {until:%Y-%m-%d %H:%M} UTC" if until else "not materialized"
-        yield Finding(view.name, found, "" if until else "run `feastrank materialize`")
     try:
-        _, manifest = open_current(workspace.bundles)
+        folder, manifest = open_current(workspace.bundles)
+        yield from map(_view, _ages(store, folder, manifest))
         changed = manifest.contract_hash != registered_contract(store).hash
         yield Finding(
             "bundle",

@@ -68,7 +68,8 @@ class Answer:
     degraded
         Why the answer is worse than it should be: ``lists_missing`` (the user's lists are not in
         Redis, so the popular list is ranked); ``lists_unavailable``, ``features_unavailable``
-        (Redis failed) or ``lists_damaged``, where the order is the bundle's popularity. Empty
+        (Redis failed) or ``lists_damaged``, where the order is the bundle's popularity;
+        ``stale_<view>`` (a view is older than allowed, see `serving.freshness`). Empty
         when all is well.
     request_id
         Names the request in the impression log.

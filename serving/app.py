@@ -20,6 +20,7 @@ from serving.access import ApiKeys, Guarded, TokenBuckets
 from serving.answer import Answer
 from serving.errors import EventsRefusedError, OnlineStateError
 from serving.events import Status
+from serving.freshness import STALE
 from serving.impressions import ImpressionLog
 from serving.messages import (
     MAX_LISTED,
@@ -41,6 +42,7 @@ from serving.messages import (
     SimilarAnswer,
     SimilarPost,
     Version,
+    ViewFreshness,
 )
 from serving.metrics import Metrics
 from serving.problems import answer_errors, documented
@@ -127,7 +129,11 @@ class _Service:
         self, recommenders: RecommenderProvider, impressions: ImpressionLog | None
     ) -> None:
         self.recommenders = recommenders
-        self.metrics = Metrics(lambda: recommenders.current().manifest.generation, impressions)
+        self.metrics = Metrics(
+            lambda: recommenders.current().manifest.generation,
+            lambda: recommenders.current().freshness.ages(),
+            impressions,
+        )
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""
@@ -230,9 +236,13 @@ class _Service:
 
     def ready(self) -> Readiness:
         """Say that requests are answered, and whether Redis is there to answer them well."""
-        reachable = self.recommenders.current().is_redis_reachable()
-        lost = () if reachable else ("redis_unreachable",)
-        return Readiness(ready=True, degraded=[*lost, *self.recommenders.degraded])
+        recommender = self.recommenders.current()
+        lost = () if recommender.is_redis_reachable() else ("redis_unreachable",)
+        views = [ViewFreshness.of(one) for one in recommender.freshness.ages()]
+        stale = [f"{STALE}{one.view}" for one in views if one.is_stale]
+        return Readiness(
+            ready=True, degraded=[*lost, *self.recommenders.degraded, *stale], views=views
+        )
 
     def version(self) -> Version:
         """Say which bundle and which contract answer."""

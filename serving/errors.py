@@ -54,8 +54,8 @@ class OnlineStateError(ServingError):
     Parameters
     ----------
     reason
-        A word for answers and metrics: ``lists_unavailable``, ``lists_damaged`` or
-        ``features_unavailable``.
+        A word for answers and metrics: ``lists_unavailable``, ``lists_damaged``,
+        ``features_unavailable`` or ``stale_<view>``.
     message
         What failed.
     """

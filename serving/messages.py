@@ -18,6 +18,7 @@ from pydantic import (
 
 from serving.answer import Answer
 from serving.events import Event, Status
+from serving.freshness import ViewAge
 
 MAX_RECOMMENDED = 1000
 MAX_LISTED = 1000
@@ -126,7 +127,7 @@ class RankedAnswer(BaseModel):
     degraded: list[str] = Field(
         description="Why the answer is worse than it should be: lists_missing, "
         "lists_unavailable, lists_damaged, features_unavailable, index_unavailable, "
-        "bundle_outdated. Empty when all is well."
+        "bundle_outdated, stale_ and a feature view's name. Empty when all is well."
     )
     milliseconds: float = Field(description="Time taken, transport aside.")
     posts: list[RankedPost] = Field(description="Best first.")
@@ -274,13 +275,47 @@ class Health(BaseModel):
     status: str = Field(examples=["ok"])
 
 
+class ViewFreshness(BaseModel):
+    """How old one feature view is, counted to the moment that answers are for."""
+
+    view: str = Field(description="The feature view.")
+    materialized: datetime | None = Field(description="Until when; null: never.")
+    newest_event: datetime | None = Field(description="Latest event time of its rows, if known.")
+    age_seconds: float | None = Field(description="Since it was materialized.")
+    event_age_seconds: float | None = Field(description="Since its newest event.")
+    max_age_seconds: float | None = Field(description="Greatest age allowed; null: any.")
+    max_event_age_seconds: float | None = Field(description="The same for the newest event.")
+    when_stale: str = Field(
+        description="flag: answers say so; default: its features are null as well; fallback: the "
+        "popular list answers."
+    )
+    is_stale: bool = Field(description="Whether it is older than allowed.")
+
+    @classmethod
+    def of(cls, age: ViewAge) -> "ViewFreshness":
+        """Put a view's age into a message."""
+        return cls(
+            view=age.view,
+            materialized=age.materialized,
+            newest_event=age.newest_event,
+            age_seconds=age.age_s,
+            event_age_seconds=age.event_age_s,
+            max_age_seconds=age.limits.max_age_s,
+            max_event_age_seconds=age.limits.max_event_age_s,
+            when_stale=age.limits.when_stale,
+            is_stale=age.is_stale,
+        )
+
+
 class Readiness(BaseModel):
     """The service answers requests."""
 
     ready: bool = Field(description="True as soon as the service answers at all.")
     degraded: list[str] = Field(
-        description="redis_unreachable, bundle_outdated; it answers all the same."
+        description="redis_unreachable, bundle_outdated, stale_ and a feature view's name; it "
+        "answers all the same."
     )
+    views: list[ViewFreshness] = Field(description="How old the served features are.")
 
 
 class Version(BaseModel):

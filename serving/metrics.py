@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from serving.freshness import ViewAge
 from serving.impressions import ImpressionLog
 
 BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -31,12 +32,20 @@ class Metrics(Collector):
     ----------
     bundle
         Returns the id of the bundle that answers.
+    ages
+        Returns how old its feature views are.
     impressions
         The log of what was shown; None: there is none.
     """
 
-    def __init__(self, bundle: Callable[[], str], impressions: ImpressionLog | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Callable[[], str],
+        ages: Callable[[], list[ViewAge]],
+        impressions: ImpressionLog | None = None,
+    ) -> None:
         self._bundle = bundle
+        self._ages = ages
         self._impressions = impressions
         self._guard = threading.Lock()
         self._requests: Counter[tuple[str, str]] = Counter()
@@ -81,6 +90,33 @@ class Metrics(Collector):
         )
         bundle.add_metric([self._bundle()], 1)
         yield bundle
+        yield from self._age_families()
+
+    def _age_families(self) -> Iterator[Metric]:
+        ages = self._ages()
+        for name, text, values in (
+            (
+                "feastrank_view_age_seconds",
+                "Time from the moment a feature view is materialized until to the moment that "
+                "answers are for.",
+                {one.view: one.age_s for one in ages},
+            ),
+            (
+                "feastrank_view_event_age_seconds",
+                "The same from the view's newest event time.",
+                {one.view: one.event_age_s for one in ages},
+            ),
+            (
+                "feastrank_view_stale",
+                "1 for a view that is older than allowed.",
+                {one.view: float(one.is_stale) for one in ages},
+            ),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["view"])
+            for view, value in values.items():
+                if value is not None:
+                    family.add_metric([view], value)
+            yield family
 
     def _requests_family(self) -> Metric:
         family = CounterMetricFamily(

@@ -26,6 +26,7 @@ from serving.errors import BundleError, ContractError, NotAssembledError, Online
 from serving.event_rules import EventRules
 from serving.events import Event, EventLog, Outcome
 from serving.fresh import FreshSources
+from serving.freshness import FreshnessMonitor
 from serving.generation import generation_contract, generation_store
 from serving.history import without
 from serving.impressions import Impression, ImpressionLog, Origin, new_request_id
@@ -87,6 +88,9 @@ class Recommender:
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
         self._catalogue = Catalogue(folder)
         self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
+        self.freshness = FreshnessMonitor(
+            store, contract, self._redis, manifest.namespace, self.moment
+        )
         self._event_space = event_space or manifest.project
         self._events = self._open_events(EventRules.load(folder), event_room)
         self._impressions = impressions
@@ -131,6 +135,7 @@ class Recommender:
         rule = self._catalogue.known(exclude), allowed
         try:
             state, proposed, degraded = self._candidates(request.user_id)
+            degraded = (*degraded, *self.freshness.check())
             candidates = proposed.about(admitted(proposed.post_ids, *rule))
             choice = self._best(state, candidates, request.moment, k)
             self._report(None)
@@ -152,6 +157,7 @@ class Recommender:
         wanted = np.array([self._catalogue.post(post) for post in dict.fromkeys(posts)], np.int64)
         try:
             state, proposed, degraded = self._candidates(request.user_id)
+            degraded = (*degraded, *self.freshness.check())
             candidates = proposed.about(np.sort(wanted))
             choice = self._best(state, candidates, request.moment, len(wanted))
             self._report(None)
@@ -327,10 +333,12 @@ class Recommender:
         entities = {"user_id": user_id, "post_id": candidates.post_ids}
         try:
             if self._assembler is not None:
-                return self._assembler.read(entities, request, state.features)
+                inputs = self._assembler.read(entities, request, state.features)
+                return self.freshness.defaulted(inputs)
             service = self.manifest.contract["service"]
             table = self._reader.read(service, entities, request, begun=state.features).to_arrow()
-            return Inputs(self._encoder.encode(table), lambda: table)
+            inputs = Inputs(self._encoder.encode(table), lambda: table)
+            return self.freshness.defaulted(inputs)
         except (FeastpackError, ContractError) as error:
             # Redis failed, or the feature repository was changed under a running service.
             raise OnlineStateError("features_unavailable", f"features: {error}") from error

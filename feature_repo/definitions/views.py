@@ -9,7 +9,7 @@ from feast import Entity, FeatureView, Field
 from feast.on_demand_feature_view import OnDemandFeatureView, on_demand_feature_view
 from feast.types import Array, FeastType, Float32, Float64, Int64, String
 
-from feature_repo.dataset import Dataset
+from feature_repo.dataset import Dataset, DatasetError, Freshness
 from feature_repo.dataset_columns import Attribute
 from feature_repo.definitions import columns as c
 from feature_repo.definitions.entities import post, user
@@ -20,6 +20,7 @@ from feature_repo.workspace import Workspace
 FOREVER = timedelta(0)
 # A field with this tag is a category, whatever its type.
 CATEGORY = {"kind": "category"}
+_MOVING_DAILY = ("user_activity", "post_activity", "user_topic_affinity")
 _ATTRIBUTE_TYPES: dict[str, FeastType] = {
     "categorical": String,
     "numeric": Float64,
@@ -28,7 +29,20 @@ _ATTRIBUTE_TYPES: dict[str, FeastType] = {
 
 
 def feature_views(dataset: Dataset, workspace: Workspace) -> list[FeatureView]:
-    """Return the stored views, each with at least one field."""
+    """Return the stored views, each with at least one field.
+
+    Raises
+    ------
+    DatasetError
+        If the description limits the age of a view that the dataset does not have.
+    """
+    names = [name for name, _, fields, _ in _views(dataset) if fields]
+    unknown = sorted(set(dataset.freshness) - set(names))
+    if unknown:
+        raise DatasetError(
+            f"{dataset.name}: [freshness.{unknown[0]}]: no such feature view; expected one of "
+            f"{', '.join(names)}"
+        )
     return [
         FeatureView(
             name=name,
@@ -37,10 +51,22 @@ def feature_views(dataset: Dataset, workspace: Workspace) -> list[FeatureView]:
             schema=list(fields),
             source=feature_table(workspace, name),
             description=description,
+            tags=freshness_tags(dataset, name),
         )
         for name, entity, fields, description in _views(dataset)
         if fields
     ]
+
+
+def freshness_tags(dataset: Dataset, view: str) -> dict[str, str]:
+    """Return the tags that say how old a view's served features may be; see `Freshness`.
+
+    Without a word in the description, views whose windows move every day may be two days old.
+    """
+    daily = dataset.has_clock and view in _MOVING_DAILY
+    limits = dataset.freshness.get(view) or Freshness(max_age_hours=48 if daily else None)
+    ages = limits.model_dump(exclude_none=True)
+    return {name: str(value) for name, value in ages.items()} if len(ages) > 1 else {}
 
 
 def _views(dataset: Dataset) -> Iterable[tuple[str, Entity, list[Field], str]]:

@@ -5,18 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
-from http_service import EVENT_ROOM, MAX_BODY_KIB, REDIS_TIMEOUT_S, Service
+from http_service import Service, open_service
 from job_runner import QUICK, Job
 from tiny_feed import Feed, make_feed
-
-from pipelines.job.context import open_store
-from serving.app import create_app
-from serving.bundle import current_generation
-from serving.impressions import ImpressionLog
-from serving.published import PublishedRecommender
-from serving.recommender import Recommender
-from serving.settings import HttpSettings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,19 +57,5 @@ def new_job(tmp_path: Path) -> Iterator[Callable[[Feed], Job]]:
 
 @pytest.fixture
 def service(job: Job) -> Iterator[Service]:
-    log = ImpressionLog(job.workspace.impressions, rows_per_file=100_000, seconds_per_file=3600)
-
-    def opened() -> Recommender:
-        store = open_store(job.workspace)
-        return Recommender(
-            job.workspace.bundles,
-            store,
-            redis_timeout_s=REDIS_TIMEOUT_S,
-            event_room=EVENT_ROOM,
-            impressions=log,
-        )
-
-    published = PublishedRecommender(opened, lambda: current_generation(job.workspace.bundles), 60)
-    app = create_app(published, HttpSettings(max_body_kib=MAX_BODY_KIB), log)
-    with TestClient(app) as client:
-        yield Service(job, client, published, log)
+    with open_service(job) as opened:
+        yield opened

@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,13 @@ from fastapi.testclient import TestClient
 from job_runner import Job
 
 from feastpack.embedded import EmbeddedRedis, shared_embedded
+from pipelines.job.context import open_store
+from serving.app import create_app
 from serving.bundle import current_generation
 from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
+from serving.recommender import Recommender
+from serving.settings import HttpSettings
 
 REDIS_TIMEOUT_S = 0.3
 MAX_BODY_KIB = 64
@@ -61,6 +66,28 @@ class Service:
             while True:
                 os.kill(pid, 0)
                 time.sleep(0.01)
+
+
+@contextmanager
+def open_service(job: Job) -> Iterator[Service]:
+    """Serve what a workspace has published, in this process."""
+
+    log = ImpressionLog(job.workspace.impressions, rows_per_file=100_000, seconds_per_file=3600)
+
+    def opened() -> Recommender:
+        store = open_store(job.workspace)
+        return Recommender(
+            job.workspace.bundles,
+            store,
+            redis_timeout_s=REDIS_TIMEOUT_S,
+            event_room=EVENT_ROOM,
+            impressions=log,
+        )
+
+    published = PublishedRecommender(opened, lambda: current_generation(job.workspace.bundles), 60)
+    app = create_app(published, HttpSettings(max_body_kib=MAX_BODY_KIB), log)
+    with TestClient(app) as client:
+        yield Service(job, client, published, log)
 
 
 def ids(answer: dict[str, Any]) -> list[str]:

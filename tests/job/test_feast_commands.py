@@ -49,9 +49,9 @@ def feast(checkout: Path, *arguments: str, **environment: str) -> str:
 
 
 def served(job: Job) -> dict[bytes, bytes]:
-    """Return the features in Redis without the job's own keys."""
-    keys = job.in_redis()
-    return {key: value for key, (value, _) in keys.items() if not key.startswith(b"feastrank:")}
+    """Return the features in Redis without the job's own keys, and without when they came."""
+    others = (b"feastrank:", b"fp-materialized:")
+    return {key: value for key, (value, _) in job.in_redis().items() if not key.startswith(others)}
 
 
 def test_apply_list_and_materialize_incremental_work_without_the_pipeline(job: Job):
