@@ -60,10 +60,8 @@ def load_data() -> Data:
     events, posts, users = (
         ds.dataset(workspace.lake / name).to_table() for name in ("events", "posts", "users")
     )
-    texts = [text or "" for text in posts["text"].to_pylist()]
-    vectors = embed_texts(texts, cache=home() / "embeddings")
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    posts = posts.append_column("post_text_embedding", lists).sort_by("post_id")
+    found = embed_texts(posts["text"].to_pylist(), cache=home() / "embeddings")
+    posts = posts.append_column("post_text_embedding", found.column).sort_by("post_id")
     positives = events.filter(pc.greater(events["weight"], 0))
     return Data(events, positives, posts, users.sort_by("user_id"))
 

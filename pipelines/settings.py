@@ -12,8 +12,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feature_repo import workspace
-from pipelines.features.embedding import EMBEDDED_MODEL
 from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
+from pipelines.features.text_encoders import EMBEDDED_MODEL, Pooling
 from serving.settings import HttpSettings
 
 
@@ -55,8 +55,13 @@ class JobSettings(DatasetSettings):
     )
     text_model: str = Field(
         EMBEDDED_MODEL,
-        description="Sentence encoder of 384 dimensions: the packaged one, a local folder, or a "
-        "name that sentence-transformers knows.",
+        description="Text encoder of any number of dimensions: the packaged one, a folder of "
+        "sentence-transformers or transformers, or a name that they know.",
+    )
+    text_pooling: Pooling = Field(
+        "model",
+        description="How the tokens of a text become one vector: their mean, the first one (cls), "
+        "or as the model says.",
     )
     image_model: str = Field(
         EMBEDDED_IMAGE_MODEL,

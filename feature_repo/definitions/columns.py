@@ -12,7 +12,6 @@ from feature_repo.dataset import Dataset
 
 WINDOWS_DAYS = (1, 7, 28)
 LIFETIME = "lifetime"
-TEXT_EMBEDDING_DIMENSIONS = 384
 TEXT_PCA_COMPONENTS = 50
 TEXT_CLUSTERS = 15
 # Topic vectors are dense, so the rare tail of a long list of topics is left out.

@@ -22,6 +22,7 @@ from pipelines.features import (
 )
 from pipelines.features.embedding import Progress
 from pipelines.features.tables import LakeTables
+from pipelines.features.text_encoders import TextModel
 
 Compute = Callable[[LakeTables, Dataset], ir.Table]
 
@@ -45,7 +46,7 @@ TEXT_VIEWS = ("post_text", "post_text_clusters")
 class TextSettings:
     """How texts are embedded: the encoder, its cache folder, and the seed of the clusters."""
 
-    model: str
+    model: TextModel
     cache: Path
     fit_before: pa.TimestampScalar
     seed: int
@@ -104,10 +105,10 @@ def write_image_view(
 
 def write_text_views(
     tables: LakeTables, settings: TextSettings, folder: Path, on_progress: Progress | None
-) -> Iterator[tuple[str, int]]:
-    """Compute the text views; yield each name and its rows once written."""
+) -> tuple[dict[str, int], str]:
+    """Compute the text views; return the rows of each, and in words what was embedded."""
     posts = tables.posts.select("post_id", "known_time", "text").order_by("post_id").to_pyarrow()
-    text, clusters, fitted = post_text.compute(
+    text, clusters, fitted, found = post_text.compute(
         posts,
         fit_before=settings.fit_before,
         model=settings.model,
@@ -116,6 +117,7 @@ def write_text_views(
         on_progress=on_progress,
     )
     fitted.save(folder / "text_clusters.npz")
-    for name, table in zip(TEXT_VIEWS, (text, clusters), strict=True):
+    tables_of = dict(zip(TEXT_VIEWS, (text, clusters), strict=True))
+    for name, table in tables_of.items():
         pq.write_table(table, folder / f"{name}.parquet")
-        yield name, table.num_rows
+    return {name: table.num_rows for name, table in tables_of.items()}, found.summary

@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from feature_repo.definitions import columns as c
 from pipelines.errors import FeatureError
-from pipelines.features.embedding import vector_array
 from pipelines.features.image_encoders import ImageEncoder, encoder_identity, load_encoder
 from pipelines.features.pictures import (
     EMBEDDED_IMAGE_MODEL,
@@ -34,12 +31,11 @@ from pipelines.features.pictures import (
     decode_picture,
     read_picture,
 )
+from pipelines.features.vector_files import VectorFiles, Vectors, normalised, vector_array
 
 Progress = Callable[[int, int], None]
-Vectors = NDArray[np.float32]
 
 _DECODERS = 2
-_KEPT_AT_ONCE = 1024
 # Part of every key: raise it when pictures are prepared differently.
 _PREPARATION = 1
 
@@ -110,7 +106,7 @@ def embed_images(
     FeatureError
         If the model cannot be loaded. What a picture holds never raises.
     """
-    work = _Work(_VectorFiles(_cache_folder(cache, model)), model, folder, batch_size)
+    work = _Work(VectorFiles(_cache_folder(cache, model)), model, folder, batch_size)
     values = pictures if isinstance(pictures, pa.ChunkedArray) else pa.chunked_array([pictures])
     total = len(values) - values.null_count
     for done in work.run(values):
@@ -164,11 +160,12 @@ def compute(
 class _Work:
     """One pass over the pictures: read and decode in threads while the encoder works."""
 
-    def __init__(self, files: "_VectorFiles", model: str, folder: Path, batch_size: int) -> None:
+    def __init__(self, files: VectorFiles, model: str, folder: Path, batch_size: int) -> None:
         self.files, self.model, self.folder = files, model, folder
         self.batch_size = batch_size
         self.keys: dict[int, str] = {}
         self.refused: dict[int, Refusal] = {}
+        self._damaged: dict[str, Refusal] = {}
         self._encoder: ImageEncoder | None = None
 
     def run(self, values: pa.ChunkedArray) -> Iterator[int]:
@@ -186,8 +183,8 @@ class _Work:
                     continue
                 key = hashlib.sha256(content).hexdigest()
                 self.keys[place] = key
-                if key not in self.files.vectors and key not in self.files.refused:
-                    self.files.refused[key] = _PENDING
+                if key not in self.files.vectors and key not in self._damaged:
+                    self._damaged[key] = _PENDING
                     prepare = pool.submit(_prepared, content, self.encoder)
                     waiting.append((key, prepare))
                 # One batch is encoded while the threads decode the next one.
@@ -213,56 +210,22 @@ class _Work:
         for key, future in batch:
             prepared = future.result()
             if isinstance(prepared, Refusal):
-                self.files.refused[key] = prepared
+                self._damaged[key] = prepared
             else:
-                del self.files.refused[key]
+                del self._damaged[key]
                 ready.append((key, prepared))
         if ready:
             vectors = self.encoder.encode([prepared for _, prepared in ready])
-            self.files.add([key for key, _ in ready], _normalised(vectors))
+            self.files.add([key for key, _ in ready], normalised(vectors))
 
     def _refuse_damaged(self) -> None:
         for place, key in list(self.keys.items()):
-            if key in self.files.refused:
-                self.refused[place] = self.files.refused[key]
+            if key in self._damaged:
+                self.refused[place] = self._damaged[key]
                 del self.keys[place]
 
 
 _PENDING = Refusal("corrupt", "not decoded yet")
-
-
-class _VectorFiles:
-    """Vectors by the hash of what they stand for, in parquet files that are only ever added."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.vectors: dict[str, Vectors] = {}
-        self.refused: dict[str, Refusal] = {}
-        self._new: list[str] = []
-        for part in sorted(folder.glob("*.parquet")):
-            table = pq.read_table(part)
-            flat = pc.list_flatten(table["embedding"]).to_numpy()
-            rows = flat.reshape(table.num_rows, -1)
-            self.vectors.update(zip(table["key"].to_pylist(), rows, strict=True))
-
-    def add(self, keys: list[str], vectors: Vectors) -> None:
-        """Keep vectors; they are written now and then, and by `write`."""
-        self.vectors.update(zip(keys, vectors, strict=True))
-        self._new += keys
-        if len(self._new) >= _KEPT_AT_ONCE:
-            self.write()
-
-    def write(self) -> None:
-        """Write what is new into a file that appears whole or not at all."""
-        if not self._new:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("".join(self._new).encode()).hexdigest()[:16]
-        vectors = np.stack([self.vectors[key] for key in self._new])
-        partial = self.folder / f"{name}.tmp"
-        pq.write_table(pa.table({"key": self._new, "embedding": vector_array(vectors)}), partial)
-        partial.replace(self.folder / f"{name}.parquet")
-        self._new = []
 
 
 def _prepared(content: bytes, encoder: ImageEncoder) -> NDArray[Any] | Refusal:
@@ -274,11 +237,6 @@ def _values(values: pa.ChunkedArray) -> Iterator[str | bytes | None]:
     for chunk in values.chunks:
         for value in chunk:
             yield value.as_py()
-
-
-def _normalised(vectors: Vectors) -> Vectors:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _cache_folder(cache: Path, model: str) -> Path:

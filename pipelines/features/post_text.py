@@ -3,7 +3,7 @@
 Grain of both: one row per post with text; ``event_timestamp`` is when the post became known.
 
 post_text
-    ``post_text_embedding`` list<float32> of 384, length 1.
+    ``post_text_embedding`` list<float32> of length 1, as many numbers as the encoder gives.
 post_text_clusters
     ``text_cluster`` int64, ``distance_to_cluster_0..14`` float32 (Euclidean, in the space of the
     principal components; null for clusters that a tiny catalogue does not have),
@@ -23,7 +23,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from feature_repo.definitions import columns as c
-from pipelines.features.embedding import Progress, embed_texts, vector_array
+from pipelines.errors import FeatureError
+from pipelines.features.embedding import Progress, TextEmbeddings, embed_texts
+from pipelines.features.text_encoders import TextModel
+from pipelines.features.vector_files import vector_array
 
 Floats = NDArray[np.float32]
 
@@ -35,9 +38,9 @@ class TextClusters:
     Parameters
     ----------
     mean
-        Shape (384,).
+        Shape (d,).
     components
-        Shape (p, 384), p at most 50.
+        Shape (p, d), p at most 50.
     centres
         Shape (k, p), k at most 15.
     """
@@ -48,7 +51,7 @@ class TextClusters:
 
     @classmethod
     def fit(cls, embeddings: Floats, *, seed: int) -> "TextClusters":
-        """Fit on embeddings of shape (n, 384), n at least 1."""
+        """Fit on embeddings of shape (n, d), n at least 1."""
         rows = len(embeddings)
         pca = PCA(n_components=min(c.TEXT_PCA_COMPONENTS, rows), random_state=seed).fit(embeddings)
         reduced = pca.transform(embeddings)
@@ -80,39 +83,44 @@ def compute(
     posts: pa.Table,
     *,
     fit_before: pa.TimestampScalar,
-    model: str,
+    model: TextModel,
     cache: Path,
     seed: int,
     on_progress: Progress | None = None,
-) -> tuple[pa.Table, pa.Table, TextClusters]:
+) -> tuple[pa.Table, pa.Table, TextClusters, TextEmbeddings]:
     """Embed and cluster posts.
 
     Parameters
     ----------
     posts
-        The lake's posts (post_id, known_time, text); rows without text are left out.
+        The lake's posts (post_id, known_time, text); rows without anything to read are left out.
     fit_before
         Clusters are fitted on posts known before this time, or at the dataset's beginning.
 
     Returns
     -------
-    the tables post_text and post_text_clusters, and the fitted clusters.
+    the tables post_text and post_text_clusters, the fitted clusters, and what was embedded.
 
     Raises
     ------
     FeatureError
-        If the model cannot be loaded.
+        If the model cannot be loaded, or no post has anything to read.
     """
-    texts = posts.filter(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(posts["text"])), 0))
-    embeddings = embed_texts(
-        texts["text"].to_pylist(), model=model, cache=cache, on_progress=on_progress
+    found = embed_texts(
+        posts["text"].to_pylist(), model=model, cache=cache, on_progress=on_progress
     )
+    if not len(found.places):
+        raise FeatureError(
+            f"texts: none of {len(posts):,} posts has anything to read; correct posts.text in the "
+            "description, or leave it out"
+        )
+    embeddings, texts = found.vectors, posts.take(pa.array(found.places))
     early = pc.less_equal(texts["known_time"], pc.min(texts["known_time"]))
     known = pc.or_(early, pc.less(texts["known_time"], fit_before)).to_numpy()
     clusters = TextClusters.fit(embeddings[known], seed=seed)
     keys = {"post_id": texts["post_id"], "event_timestamp": texts["known_time"]}
     text = pa.table({**keys, c.TEXT_EMBEDDING: vector_array(embeddings)})
-    return text, pa.table({**keys, **_cluster_columns(clusters, embeddings)}), clusters
+    return text, pa.table({**keys, **_cluster_columns(clusters, embeddings)}), clusters, found
 
 
 def _cluster_columns(clusters: TextClusters, embeddings: Floats) -> dict[str, pa.Array]:

@@ -24,6 +24,7 @@ from pipelines.features.build import (
     write_text_views,
 )
 from pipelines.features.tables import connect, open_lake
+from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Context, Progresses
 from pipelines.job.gates import judge
 from pipelines.job.ingest import base_folder
@@ -40,7 +41,7 @@ def run(context: Context) -> StepRecord:
     key = content_key(
         NAME,
         ingest.key,
-        settings.text_model,
+        text_model_of(settings).fingerprint() if context.dataset.has_text else None,
         settings.image_model if context.dataset.has_images else None,
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
@@ -48,6 +49,11 @@ def run(context: Context) -> StepRecord:
     return context.step(
         NAME, key, [context.workspace.features], lambda bars: compute(context, bars)
     )
+
+
+def text_model_of(settings: JobSettings) -> TextModel:
+    """Return the text encoder that the settings name."""
+    return TextModel(settings.text_model, settings.text_pooling)
 
 
 def read_events(lake: Path, *columns: str) -> pa.Table:
@@ -79,18 +85,20 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     tables = open_lake(backend := connect(), workspace.lake)
     progress = bars.bar("feature views")
     rows: dict[str, int] = {}
+    notes: list[str] = []
     for name, count in write_expressions(backend, tables, context.dataset, views, staging):
         rows[name] = count
         progress(len(rows), len(views))
     if context.dataset.has_text:
         text = TextSettings(
-            model=settings.text_model,
+            model=text_model_of(settings),
             cache=workspace.home / "embeddings",
             fit_before=pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC")),
             seed=settings.seed,
         )
-        rows.update(write_text_views(tables, text, staging, bars.bar("texts embedded")))
-    refused = ""
+        of_texts, new = write_text_views(tables, text, staging, bars.bar("texts embedded"))
+        rows.update(of_texts)
+        notes.append(new)
     if context.dataset.has_images:
         images = ImageSettings(
             settings.image_model, workspace.home / "embeddings", base_folder(context)
@@ -98,12 +106,13 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
         rows[IMAGE_VIEW], refused = write_image_view(
             tables, images, staging, bars.bar("pictures embedded")
         )
+        notes.append(f"pictures refused: {refused}" if refused else "")
     _gate(context, views, staging, pc.max(events["event_time"]).as_py())
     shutil.rmtree(workspace.features, ignore_errors=True)
     staging.rename(workspace.features)
     total = sum(rows.values())
-    told = f"; pictures refused: {refused}" if refused else ""
-    return {"rows": rows, "summary": f"{len(rows)} views, {total:,} rows, gates passed{told}"}
+    told = [f"{len(rows)} views, {total:,} rows, gates passed", *notes]
+    return {"rows": rows, "summary": "; ".join(filter(None, told))}
 
 
 def _gate(context: Context, views: list[FeatureView], folder: Path, last_event: datetime) -> None:
