@@ -63,6 +63,11 @@ class JobSettings(DatasetSettings):
         description="How the tokens of a text become one vector: their mean, the first one (cls), "
         "or as the model says.",
     )
+    refit_clusters: bool = Field(
+        False,
+        description="Fit the clusters of posts anew, though the stored ones hold; they keep their "
+        "numbers.",
+    )
     image_model: str = Field(
         EMBEDDED_IMAGE_MODEL,
         description="Image encoder: the packaged one, or a local folder with a vision model of "

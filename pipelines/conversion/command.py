@@ -31,6 +31,7 @@ from pipelines.conversion.study import (
 from pipelines.conversion.targets import fixed_weights, inverse_mean_weights, weighted_target
 from pipelines.errors import ConversionError
 from pipelines.features.embedding import embed_texts
+from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Progresses, progress_bars
 from pipelines.settings import ConversionSettings
 
@@ -236,14 +237,13 @@ def _vectors(
     """Embed texts and pictures; rows of NaN where there is none. Say what was refused."""
     cache = settings.home.resolve() / "embeddings"
     texts = [clean_text(text) for text in posts.texts]
-    written = np.flatnonzero([bool(text) for text in texts])
     found = embed_texts(
-        [texts[i] for i in written.tolist()],
-        model=settings.text_model,
+        texts,
+        model=TextModel(settings.text_model),
         cache=cache,
         on_progress=bars.bar("texts embedded"),
     )
-    vectors = {"text": _spread(found, written, len(posts))}
+    vectors = {"text": _spread(found.vectors, found.places, len(posts))}
     if posts.images is None:
         return vectors, ""
     # torch takes seconds to import, which tables without pictures need not pay.
@@ -266,6 +266,8 @@ def _vectors(
 
 
 def _spread(found: Matrix, places: NDArray[np.int64], rows: int) -> Matrix:
-    vectors = np.full((rows, found.shape[1]), np.nan, dtype=np.float32)
-    vectors[places] = found
+    # Without any text or picture the vectors have no size of their own.
+    vectors = np.full((rows, max(found.shape[1], 1)), np.nan, dtype=np.float32)
+    if len(places):
+        vectors[places] = found
     return vectors

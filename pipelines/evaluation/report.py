@@ -208,6 +208,8 @@ class Report(_Content):
         Feature name to share of the chosen ranker's total importance.
     ablation
         One for each group of inputs, the greatest loss first; empty if it was not asked for.
+    clusters_page
+        Path of the page about clusters of posts from the report's folder; None without texts.
     """
 
     run: Run
@@ -217,6 +219,7 @@ class Report(_Content):
     rankers: tuple[RankerTrial, ...]
     feature_importances: Mapping[str, Share]
     ablation: tuple[GroupLoss, ...] = ()
+    clusters_page: str | None = None
     calibration: Calibration | None
     cold_users: ColdUsers
     gates: tuple[GateOutcome, ...]

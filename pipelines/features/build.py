@@ -6,11 +6,14 @@ from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureView
 
 from feature_repo.dataset import Dataset
+from feature_repo.definitions import columns as c
 from feature_repo.definitions.entities import key_of
 from pipelines.features import (
     post_activity,
@@ -20,8 +23,10 @@ from pipelines.features import (
     user_profile,
     user_topic_affinity,
 )
+from pipelines.features.cluster_cards import ClusterReport, Counts, cluster_report
 from pipelines.features.embedding import Progress
 from pipelines.features.tables import LakeTables
+from pipelines.features.text_clusters import TextClusters
 from pipelines.features.text_encoders import TextModel
 
 Compute = Callable[[LakeTables, Dataset], ir.Table]
@@ -38,18 +43,34 @@ EXPRESSIONS: dict[str, Compute] = {
 IMAGE_VIEW = "post_image"
 """The view that an image encoder computes."""
 
+CLUSTERS_FILE = "text_clusters.npz"
+"""Beside the feature tables: what was fitted, for the next run to apply."""
+
 TEXT_VIEWS = ("post_text", "post_text_clusters")
 """Views that a text encoder computes."""
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How texts are embedded: the encoder, its cache folder, and the seed of the clusters."""
+    """How texts are embedded and clustered.
+
+    Parameters
+    ----------
+    model, cache
+        The encoder, and the folder of its cache.
+    fit_before, seed, previous, refit
+        See `post_text.compute`.
+    ids
+        The lake's file of the posts' ids in the source.
+    """
 
     model: TextModel
     cache: Path
     fit_before: pa.TimestampScalar
     seed: int
+    ids: Path
+    previous: TextClusters | None
+    refit: bool
 
 
 def write_expressions(
@@ -103,21 +124,76 @@ def write_image_view(
     return table.num_rows, found.summary
 
 
+@dataclass(frozen=True)
+class TextResult:
+    """What became of the text views: rows of each, a note on what was embedded, the cards."""
+
+    rows: dict[str, int]
+    note: str
+    cards: ClusterReport
+
+
 def write_text_views(
-    tables: LakeTables, settings: TextSettings, folder: Path, on_progress: Progress | None
-) -> tuple[dict[str, int], str]:
-    """Compute the text views; return the rows of each, and in words what was embedded."""
+    tables: LakeTables,
+    dataset: Dataset,
+    settings: TextSettings,
+    folder: Path,
+    on_progress: Progress | None,
+) -> TextResult:
+    """Compute the text views, and describe their clusters."""
     posts = tables.posts.select("post_id", "known_time", "text").order_by("post_id").to_pyarrow()
-    text, clusters, fitted, found = post_text.compute(
+    made = post_text.compute(
         posts,
         fit_before=settings.fit_before,
         model=settings.model,
         cache=settings.cache,
         seed=settings.seed,
+        previous=settings.previous,
+        refit=settings.refit,
         on_progress=on_progress,
     )
-    fitted.save(folder / "text_clusters.npz")
-    tables_of = dict(zip(TEXT_VIEWS, (text, clusters), strict=True))
-    for name, table in tables_of.items():
+    made.clusters.save(folder / CLUSTERS_FILE)
+    views = dict(zip(TEXT_VIEWS, (made.post_text, made.post_text_clusters), strict=True))
+    for name, table in views.items():
         pq.write_table(table, folder / f"{name}.parquet")
-    return {name: table.num_rows for name, table in tables_of.items()}, found.summary
+    described = posts.take(pa.array(made.found.places))
+    cards = cluster_report(
+        made.clusters,
+        made.distances,
+        described["text"].to_pylist(),
+        _ids(settings.ids, described["post_id"]),
+        made.in_window,
+        _counts(tables, dataset, settings.fit_before, described["post_id"]),
+        dataset=dataset.name,
+        previous=settings.previous,
+    )
+    return TextResult({n: t.num_rows for n, t in views.items()}, made.found.summary, cards)
+
+
+def _ids(file: Path, posts: pa.ChunkedArray) -> list[str]:
+    """Return the posts' ids in the source."""
+    known = pq.read_table(file, columns=["post_id", "external_id"])
+    names: list[str] = known["external_id"].take(pc.index_in(posts, known["post_id"])).to_pylist()
+    return names
+
+
+def _counts(
+    tables: LakeTables, dataset: Dataset, before: pa.TimestampScalar, posts: pa.ChunkedArray
+) -> tuple[Counts, Counts] | None:
+    """Return each post's views and likes before a time; None without impressions."""
+    if not dataset.has_impressions:
+        return None
+    events = tables.events.filter(tables.events.event_time < before.as_py())
+    every = c.exposure(dataset) == "event_count"
+    views = events.count() if every else events.is_impression.cast("int64").sum()
+    found = (
+        events.group_by("post_id")
+        .agg(views=views.cast("int64"), likes=events.is_positive.cast("int64").sum())
+        .to_pyarrow()
+    )
+    at = pc.index_in(posts, found["post_id"])
+    of_views, of_likes = (
+        found[name].take(at).fill_null(0).to_numpy().astype(np.int64) for name in ("views", "likes")
+    )
+    # A source without a row for each view has likes beyond them: these were views too.
+    return np.maximum(of_views, of_likes), of_likes

@@ -7,8 +7,7 @@ post_text
 post_text_clusters
     ``text_cluster`` int64, ``distance_to_cluster_0..14`` float32 (Euclidean, in the space of the
     principal components; null for clusters that a tiny catalogue does not have),
-    ``post_text_pca`` list<float32>. Centring, PCA and KMeans are fitted on the posts known before
-    the first training cut and applied to all.
+    ``post_text_pca`` list<float32>; see `text_clusters`.
 """
 
 from dataclasses import dataclass
@@ -18,65 +17,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
 from feature_repo.definitions import columns as c
 from pipelines.errors import FeatureError
 from pipelines.features.embedding import Progress, TextEmbeddings, embed_texts
+from pipelines.features.text_clusters import Floats, TextClusters, clusters_for
 from pipelines.features.text_encoders import TextModel
 from pipelines.features.vector_files import vector_array
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
-class TextClusters:
-    """Centring, principal components and cluster centres, fitted once and then applied.
+class TextViews:
+    """What `compute` makes of n posts, m of which have something to read.
 
-    Parameters
+    Attributes
     ----------
-    mean
-        Shape (d,).
-    components
-        Shape (p, d), p at most 50.
-    centres
-        Shape (k, p), k at most 15.
+    post_text, post_text_clusters
+        The views' tables, m rows.
+    clusters
+        Fitted in this run, or as they were stored.
+    distances
+        To the clusters' centres, shape (m, k).
+    in_window
+        Which of the m posts the clusters are fitted on.
+    found
+        What was embedded.
     """
 
-    mean: Floats
-    components: Floats
-    centres: Floats
-
-    @classmethod
-    def fit(cls, embeddings: Floats, *, seed: int) -> "TextClusters":
-        """Fit on embeddings of shape (n, d), n at least 1."""
-        rows = len(embeddings)
-        pca = PCA(n_components=min(c.TEXT_PCA_COMPONENTS, rows), random_state=seed).fit(embeddings)
-        reduced = pca.transform(embeddings)
-        distinct = len(np.unique(reduced.round(6), axis=0))
-        means = KMeans(min(c.TEXT_CLUSTERS, distinct), n_init=4, random_state=seed).fit(reduced)
-        return cls(
-            pca.mean_.astype(np.float32),
-            pca.components_.astype(np.float32),
-            means.cluster_centers_.astype(np.float32),
-        )
-
-    def reduce(self, embeddings: Floats) -> Floats:
-        """Return principal components, shape (n, p)."""
-        reduced: Floats = ((embeddings - self.mean) @ self.components.T).astype(np.float32)
-        return reduced
-
-    def distances(self, reduced: Floats) -> Floats:
-        """Return Euclidean distances to the centres, shape (n, k)."""
-        distances: Floats = cdist(reduced, self.centres).astype(np.float32)
-        return distances
-
-    def save(self, path: Path) -> None:
-        """Write to ``path`` (npz)."""
-        with path.open("wb") as file:
-            np.savez(file, mean=self.mean, components=self.components, centres=self.centres)
+    post_text: pa.Table
+    post_text_clusters: pa.Table
+    clusters: TextClusters
+    distances: Floats
+    in_window: NDArray[np.bool_]
+    found: TextEmbeddings
 
 
 def compute(
@@ -86,8 +59,10 @@ def compute(
     model: TextModel,
     cache: Path,
     seed: int,
+    previous: TextClusters | None = None,
+    refit: bool = False,
     on_progress: Progress | None = None,
-) -> tuple[pa.Table, pa.Table, TextClusters, TextEmbeddings]:
+) -> TextViews:
     """Embed and cluster posts.
 
     Parameters
@@ -96,10 +71,10 @@ def compute(
         The lake's posts (post_id, known_time, text); rows without anything to read are left out.
     fit_before
         Clusters are fitted on posts known before this time, or at the dataset's beginning.
-
-    Returns
-    -------
-    the tables post_text and post_text_clusters, the fitted clusters, and what was embedded.
+    previous
+        The stored clusters, applied as they are while the cut and the encoder stay.
+    refit
+        Fit the clusters anew in any case.
 
     Raises
     ------
@@ -117,16 +92,29 @@ def compute(
     embeddings, texts = found.vectors, posts.take(pa.array(found.places))
     early = pc.less_equal(texts["known_time"], pc.min(texts["known_time"]))
     known = pc.or_(early, pc.less(texts["known_time"], fit_before)).to_numpy()
-    clusters = TextClusters.fit(embeddings[known], seed=seed)
+    clusters = clusters_for(
+        embeddings[known],
+        previous,
+        seed=seed,
+        encoder=model.fingerprint() or model.name,
+        fitted_before=f"{fit_before.as_py():%Y-%m-%d %H:%M:%S.%f} UTC",
+        refit=refit,
+    )
     keys = {"post_id": texts["post_id"], "event_timestamp": texts["known_time"]}
-    text = pa.table({**keys, c.TEXT_EMBEDDING: vector_array(embeddings)})
-    return text, pa.table({**keys, **_cluster_columns(clusters, embeddings)}), clusters, found
-
-
-def _cluster_columns(clusters: TextClusters, embeddings: Floats) -> dict[str, pa.Array]:
     reduced = clusters.reduce(embeddings)
     distances = clusters.distances(reduced)
-    missing = pa.nulls(len(embeddings), pa.float32())
+    return TextViews(
+        pa.table({**keys, c.TEXT_EMBEDDING: vector_array(embeddings)}),
+        pa.table({**keys, **_cluster_columns(reduced, distances)}),
+        clusters,
+        distances,
+        known,
+        found,
+    )
+
+
+def _cluster_columns(reduced: Floats, distances: Floats) -> dict[str, pa.Array]:
+    missing = pa.nulls(len(reduced), pa.float32())
     columns = {c.TEXT_CLUSTER: pa.array(distances.argmin(axis=1).astype(np.int64))}
     for k in range(c.TEXT_CLUSTERS):
         here = k < distances.shape[1]

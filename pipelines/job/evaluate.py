@@ -19,6 +19,7 @@ from pipelines.evaluation import report as r
 from pipelines.evaluation.calibration import Sigmoid, expected_calibration_error, reliability_bins
 from pipelines.evaluation.metrics import Evaluation, evaluate_lists, recall_curve, union_of_sources
 from pipelines.evaluation.split import warm_and_cold_users
+from pipelines.features.cluster_cards import CLUSTERS_PAGE
 from pipelines.job.ablation import ablation
 from pipelines.job.context import STEPS, Context, Progresses, open_store
 from pipelines.job.features import read_events, slices_of
@@ -119,6 +120,7 @@ class _Evaluation:
             calibration=self._calibration(lists[RANKED]),
             cold_users=self._cold(lists, cold),
             gates=self._gates(),
+            clusters_page=CLUSTERS_PAGE if self.context.dataset.has_text else None,
         )
         r.write_report(content, self.context.workspace.reports)
         if refusal is not None:

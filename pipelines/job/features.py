@@ -16,6 +16,7 @@ from feature_repo.definitions.entities import key_of
 from feature_repo.definitions.views import feature_views
 from pipelines.evaluation.split import Slices, time_slices
 from pipelines.features.build import (
+    CLUSTERS_FILE,
     IMAGE_VIEW,
     ImageSettings,
     TextSettings,
@@ -23,7 +24,9 @@ from pipelines.features.build import (
     write_image_view,
     write_text_views,
 )
+from pipelines.features.cluster_cards import ClusterReport
 from pipelines.features.tables import connect, open_lake
+from pipelines.features.text_clusters import TextClusters
 from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Context, Progresses
 from pipelines.job.gates import judge
@@ -43,6 +46,7 @@ def run(context: Context) -> StepRecord:
         ingest.key,
         text_model_of(settings).fingerprint() if context.dataset.has_text else None,
         settings.image_model if context.dataset.has_images else None,
+        settings.refit_clusters,
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
     )
@@ -86,6 +90,7 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     progress = bars.bar("feature views")
     rows: dict[str, int] = {}
     notes: list[str] = []
+    cards: ClusterReport | None = None
     for name, count in write_expressions(backend, tables, context.dataset, views, staging):
         rows[name] = count
         progress(len(rows), len(views))
@@ -95,10 +100,14 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
             cache=workspace.home / "embeddings",
             fit_before=pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC")),
             seed=settings.seed,
+            ids=workspace.lake / "ids" / "posts.parquet",
+            previous=TextClusters.load(workspace.features / CLUSTERS_FILE),
+            refit=settings.refit_clusters,
         )
-        of_texts, new = write_text_views(tables, text, staging, bars.bar("texts embedded"))
-        rows.update(of_texts)
-        notes.append(new)
+        made = write_text_views(tables, context.dataset, text, staging, bars.bar("texts embedded"))
+        rows.update(made.rows)
+        notes.append(made.note)
+        cards = made.cards
     if context.dataset.has_images:
         images = ImageSettings(
             settings.image_model, workspace.home / "embeddings", base_folder(context)
@@ -110,6 +119,8 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     _gate(context, views, staging, pc.max(events["event_time"]).as_py())
     shutil.rmtree(workspace.features, ignore_errors=True)
     staging.rename(workspace.features)
+    if cards is not None:
+        cards.write(workspace.reports)
     total = sum(rows.values())
     told = [f"{len(rows)} views, {total:,} rows, gates passed", *notes]
     return {"rows": rows, "summary": "; ".join(filter(None, told))}

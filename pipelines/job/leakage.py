@@ -26,6 +26,7 @@ from feature_repo.workspace import Workspace
 from pipelines.candidates.groups import ranked
 from pipelines.candidates.interactions import Interactions
 from pipelines.evaluation.metrics import evaluate_lists
+from pipelines.features.build import CLUSTERS_FILE
 from pipelines.job import features as features_step
 from pipelines.job.context import Context, open_store, progress_bars
 from pipelines.job.slices import TEST, VALIDATION
@@ -89,7 +90,14 @@ def _shadow(context: Context) -> Context:
     # Texts stay as they are: their embeddings need not be computed again.
     if (workspace.home / "embeddings").exists():
         (home / "embeddings").symlink_to(workspace.home / "embeddings")
-    return dataclasses.replace(context, workspace=other, ledger=Ledger(other.steps))
+    # Clusters are fitted anew, on the other past, and numbered like those that are compared.
+    if (workspace.features / CLUSTERS_FILE).exists():
+        other.features.mkdir(parents=True)
+        shutil.copy(workspace.features / CLUSTERS_FILE, other.features)
+    settings = context.settings.model_copy(update={"refit_clusters": True})
+    return dataclasses.replace(
+        context, workspace=other, ledger=Ledger(other.steps), settings=settings
+    )
 
 
 def _cut(context: Context) -> datetime:
