@@ -24,7 +24,7 @@ from pipelines.features.build import (
     write_image_view,
     write_text_views,
 )
-from pipelines.features.cluster_cards import ClusterReport
+from pipelines.features.cluster_cards import CLUSTERS_PAGE, ClusterReport
 from pipelines.features.tables import connect, open_lake
 from pipelines.features.text_clusters import TextClusters
 from pipelines.features.text_encoders import TextModel
@@ -50,9 +50,10 @@ def run(context: Context) -> StepRecord:
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
     )
-    return context.step(
-        NAME, key, [context.workspace.features], lambda bars: compute(context, bars)
-    )
+    outputs = [context.workspace.features]
+    if context.dataset.has_text:
+        outputs.append(context.workspace.reports / CLUSTERS_PAGE)
+    return context.step(NAME, key, outputs, lambda bars: compute(context, bars))
 
 
 def text_model_of(settings: JobSettings) -> TextModel:
