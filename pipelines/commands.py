@@ -209,7 +209,8 @@ def _print_answer(answer: Answer, console: Console) -> None:
         console.print(f"  {place:>2}. {escape(one.title or one.post)}", highlight=False)
         if one.reason is not None:
             sources = ", ".join(f"{name} #{rank}" for name, rank in one.reason.sources.items())
-            moved = ", ".join(f"{name} {value:+.2f}" for name, value in one.reason.contributions)
+            largest = one.reason.contributions[:3]
+            moved = ", ".join(f"{name} {value:+.2f}" for name, value in largest)
             console.print(f"      [dim]from {sources}; moved by {moved}[/]", highlight=False)
 
 

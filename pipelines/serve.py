@@ -12,6 +12,7 @@ from serving.bundle import current_generation
 from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
 from serving.recommender import Recommender
+from serving.rule_settings import Rules
 
 
 def serve(settings: ServeSettings, console: Console) -> None:
@@ -29,6 +30,7 @@ def serve(settings: ServeSettings, console: Console) -> None:
             redis_timeout_s=timeout_s,
             event_room=settings.event_room,
             impressions=impressions,
+            rules=None if settings.rules is None else Rules.read(settings.rules),
         )
 
     recommenders = PublishedRecommender(

@@ -8,6 +8,32 @@ from numpy.typing import NDArray
 
 from serving.assembly import Inputs
 from serving.candidates import Candidates
+from serving.rules import by_popularity
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How one input moved the score of one post.
+
+    Parameters
+    ----------
+    name
+        The input.
+    contribution
+        Its SHAP value.
+    value
+        As served: number or string; None: there is none.
+    event_time
+        Since when the stored value holds, in UTC; None: computed at the request, or no value.
+    age_s
+        Seconds from then to the request's moment.
+    """
+
+    name: str
+    contribution: float
+    value: float | str | None
+    event_time: datetime | None
+    age_s: float | None
 
 
 @dataclass(frozen=True)
@@ -18,12 +44,23 @@ class Reason:
     ----------
     sources
         Rank (1 is best) of the post in each candidate source that proposed it.
-    contributions
-        The inputs that moved the score most, with their SHAP values; largest first.
+    source_scores
+        The score that each of them gave it.
+    moved
+        The inputs that moved the ranker's score most, largest first; empty if it was not asked.
+    rules
+        The rules that gave it this place, see `serving.arrangement`; empty: its score did.
     """
 
     sources: dict[str, int]
-    contributions: list[tuple[str, float]]
+    source_scores: dict[str, float]
+    moved: list[Moved]
+    rules: tuple[str, ...]
+
+    @property
+    def contributions(self) -> list[tuple[str, float]]:
+        """The names and SHAP values of ``moved``."""
+        return [(one.name, one.contribution) for one in self.moved]
 
 
 @dataclass(frozen=True)
@@ -105,30 +142,47 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is shown, out of what.
+class Scored:
+    """Candidates, and what the ranker says of them.
 
     Parameters
     ----------
     candidates
         n posts, ascending.
-    shown
-        int64 (k,): rows of the candidates, in the order of the answer.
-    propensities
-        float64 (k,): how probable it was that the post stands there.
     scores
-        float32 (n,), the ranker's; None if it could not be asked.
+        float32 (n,); None if the ranker could not be asked.
     inputs
         What the ranker saw; None as `scores`.
     """
 
     candidates: Candidates
-    shown: NDArray[np.int64]
-    propensities: NDArray[np.float64]
     scores: NDArray[np.float32] | None = None
     inputs: Inputs | None = None
 
-    @property
-    def matrix(self) -> NDArray[np.float32] | None:
-        """float32 (n, inputs); None if the ranker could not be asked."""
-        return None if self.inputs is None else self.inputs.matrix
+    def preference(self, popular: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return the scores, or without a ranker what orders the posts as a popular list does."""
+        if self.scores is not None:
+            return self.scores
+        post_ids = self.candidates.post_ids
+        preference = np.empty(len(post_ids))
+        ordered = np.searchsorted(post_ids, by_popularity(post_ids, popular))
+        preference[ordered] = -np.arange(len(post_ids))
+        return preference
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is shown, out of what.
+
+    Parameters
+    ----------
+    shown
+        int64 (k,): rows of the candidates, in the order of the answer.
+    propensities
+        float64 (k,), and for each place the rules that decided: see `serving.arrangement`.
+    """
+
+    scored: Scored
+    shown: NDArray[np.int64]
+    propensities: NDArray[np.float64]
+    rules: list[tuple[str, ...]]

@@ -160,6 +160,7 @@ class _Service:
             exclude=request.exclude,
             only=request.only,
             now=_moment(request.context),
+            attributes=None if request.context is None else request.context.attributes,
             explain=request.explain,
         )
         return self._ranked(answer)

@@ -41,10 +41,13 @@ class Inputs:
         float32 (n, inputs), NaN for null and for categories never seen.
     make_table
         Makes `table`.
+    event_times
+        Returns since when an input's values hold: datetime64[us] (n,), NaT for computed ones.
     """
 
     matrix: Matrix
     make_table: Callable[[], pa.Table]
+    event_times: Callable[[str], NDArray[np.datetime64]]
 
     @cached_property
     def table(self) -> pa.Table:
@@ -137,7 +140,14 @@ class Assembler:
             matrix[:, width] = category.codes(frame.arrow_distinct(name))
             width += 1
         ordered = np.take(matrix, self._order, axis=1)
-        return Inputs(ordered, lambda: self._table(frame, computed))
+
+        def event_times(name: str) -> NDArray[np.datetime64]:
+            if name in self._computed:
+                return np.full(count, np.datetime64("NaT"), "datetime64[us]")
+            times: NDArray[np.datetime64] = frame.event_times(name)
+            return times
+
+        return Inputs(ordered, lambda: self._table(frame, computed), event_times)
 
     def _table(self, frame: Frame, computed: Mapping[str, NDArray[np.float64]]) -> pa.Table:
         columns = dict(frame.entities)

@@ -12,7 +12,8 @@ materialized); ``ranker.txt`` (LightGBM) or ``ranker.cbm`` (CatBoost);
 ``scores`` float32, best first: what unknown users get); ``users.parquet`` (external_id string,
 user_id int64); ``posts.parquet`` (external_id string, post_id int64, title string or null);
 ``events.json`` (what events mean, see `serving.event_rules`); ``fresh.json`` and the arrays and
-indexes of `serving.fresh`.
+indexes of `serving.fresh`; ``post_attributes.parquet`` and ``post_embeddings.npy``
+(`serving.post_facts`); ``segments.json`` (`serving.segments`).
 """
 
 import hashlib

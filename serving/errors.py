@@ -12,6 +12,7 @@
     ├── UnknownIdError      a user or post that the bundle does not know
     ├── OnlineStateError    lists or features that Redis should hold could not be read
     ├── IndexUnavailableError  the index of post vectors is missing or damaged
+    ├── RulesError          the declared rules cannot be read, or the bundle lacks their data
     └── EventsRefusedError  events cannot be kept now; whoever sent them may try again
 """
 
@@ -67,6 +68,10 @@ class OnlineStateError(ServingError):
 
 class IndexUnavailableError(ServingError):
     """The index of post vectors is missing or damaged; exact search takes its place."""
+
+
+class RulesError(ServingError):
+    """The declared rules cannot be read, or need what the bundle does not have."""
 
 
 class EventsRefusedError(ServingError):

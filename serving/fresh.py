@@ -92,7 +92,7 @@ class FoldIn:
     ) -> None:
         self.settings = settings
         self.post_ids = post_ids
-        self._factors = factors
+        self.factors = factors
         self._gram = gram
         self._indexes = indexes
 
@@ -105,7 +105,7 @@ class FoldIn:
         """
         rows = _rows_of(posts, self.post_ids)
         known = rows >= 0
-        liked = self._factors[rows[known]].astype(np.float64)
+        liked = self.factors[rows[known]].astype(np.float64)
         confidence = self.settings.alpha * weights[known]
         ridge = self.settings.regularization * np.eye(len(self._gram))
         left = self._gram + ridge + (liked.T * (confidence - 1.0)) @ liked
@@ -120,20 +120,20 @@ class FoldIn:
         wanted = self.settings.candidates
         rows = self._nearest(vector, wanted + len(history.seen), "ip")
         rows = rows[~np.isin(self.post_ids[rows], history.seen)]
-        scores = self._factors[rows] @ vector
+        scores = self.factors[rows] @ vector
         order = np.lexsort((rows, -scores))[:wanted]
         return SourceList(self.post_ids[rows[order]].astype(np.int32), scores[order])
 
     def similar(self, post_id: int, k: int) -> SourceList:
         """Return up to `k` posts of the nearest direction, by cosine; none without a vector."""
         row = int(_rows_of(np.array([post_id]), self.post_ids)[0])
-        own = self._factors[row]
+        own = self.factors[row]
         length = np.linalg.norm(own) if row >= 0 else 0.0
         if not length:
             return SourceList(np.empty(0, np.int32), np.empty(0, np.float32))
         rows = self._nearest(own, k + 1, "cos")
         rows = rows[rows != row][:k]
-        found = self._factors[rows]
+        found = self.factors[rows]
         cosines = (found @ own) / (np.linalg.norm(found, axis=1) * length)
         order = np.lexsort((rows, -cosines))
         return SourceList(self.post_ids[rows[order]].astype(np.int32), cosines[order])
@@ -141,7 +141,7 @@ class FoldIn:
     def _nearest(self, vector: Floats, k: int, metric: Metric) -> Rows:
         index = self._indexes.get(metric)
         if index is None or k > _EXACT_SHARE * len(self.post_ids):
-            return exact_search(self._factors, vector, k, metric)
+            return exact_search(self.factors, vector, k, metric)
         return index.search(vector, k)
 
     @classmethod

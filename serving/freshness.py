@@ -144,7 +144,7 @@ class FreshnessMonitor:
             return inputs
         matrix = inputs.matrix.copy()
         matrix[:, [self._places[name] for name in names]] = np.nan
-        return Inputs(matrix, lambda: _without(inputs.table, names))
+        return Inputs(matrix, lambda: _without(inputs.table, names), inputs.event_times)
 
     def _age(self, view: str, limits: Limits) -> ViewAge:
         state = self._known.get(view)

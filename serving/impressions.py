@@ -19,8 +19,10 @@ side in the order of ``post_id``. Its columns, in order:
 ``position``            int32             Place in the answer, 1 is first; null: not shown.
 ``ranker_score``        float32           Null: the ranker was not asked (degraded answer).
 ``ranker_rank``         int32             Place by score, 1 is best; ties by ``post_id``; null: so.
-``propensity``          float64           Probability, given the candidates and their scores, that
-                                          the post stands at its position; null: not shown.
+``propensity``          float64           Probability that the position went to the post, given the
+                                          candidates and the positions before; null: not shown.
+``rules``               string            Rules that gave it the position (`serving.arrangement`),
+                                          joined by commas; empty: the score; null: not shown.
 ``degraded``            string            Reasons of the answer, joined by commas; empty: none.
 ``generation``          string            The bundle that answered.
 ``contract_hash``       string            Of the ordered inputs of its ranker.
@@ -61,6 +63,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from feature_repo.definitions.columns import REQUEST_TIME, source_rank, source_score
+from serving.answer import Choice
 from serving.bundle import Manifest
 from serving.candidates import Candidates
 
@@ -80,6 +83,7 @@ FACTS: Mapping[str, pa.DataType] = {
     "ranker_score": pa.float32(),
     "ranker_rank": pa.int32(),
     "propensity": pa.float64(),
+    "rules": pa.string(),
     "degraded": pa.string(),
     "generation": pa.string(),
     "contract_hash": pa.string(),
@@ -129,17 +133,8 @@ class Impression:
         When it was answered, microseconds since 1970 in UTC.
     moment
         What request-time features are of.
-    candidates
-        The n candidates, ascending.
-    shown
-        int64 (k,): rows of ``candidates`` in the order of the answer.
-    propensities
-        float64 (k,).
-    scores
-        float32 (n,); None: the ranker was not asked.
-    inputs
-        Makes n rows with the contract's inputs among the columns; called by the thread that
-        writes, so that no request waits for it. None as ``scores``.
+    choice
+        The candidates and which of them were shown.
     """
 
     origin: Origin
@@ -150,11 +145,12 @@ class Impression:
     user_id: int | None
     moment: datetime
     degraded: tuple[str, ...]
-    candidates: Candidates
-    shown: NDArray[np.int64]
-    propensities: NDArray[np.float64]
-    scores: NDArray[np.float32] | None
-    inputs: Callable[[], pa.Table] | None
+    choice: Choice
+
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates, ascending."""
+        return self.choice.scored.candidates
 
     def __len__(self) -> int:
         return len(self.candidates.post_ids)
@@ -303,7 +299,10 @@ def to_table(impressions: list[Impression]) -> pa.Table:
     inputs = pa.concat_tables(
         # A table of another column only is a table of nulls to the others.
         (
-            pa.table({"": pa.nulls(len(one))}) if one.inputs is None else one.inputs().select(names)
+            pa.table({"": pa.nulls(len(one))})
+            if one.choice.scored.inputs is None
+            # Made here, by the thread that writes, so that no request waits for it.
+            else one.choice.scored.inputs.make_table().select(names)
             for one in impressions
         ),
         promote_options="default",
@@ -356,20 +355,24 @@ def _places(impressions: list[Impression]) -> dict[str, pa.Array]:
     count = sum(map(len, impressions))
     position, rank = np.zeros(count, np.int32), np.zeros(count, np.int32)
     score, propensity = np.zeros(count, np.float32), np.zeros(count)
+    rules = np.full(count, None, object)
     start = 0
     for one in impressions:
-        position[start + one.shown] = np.arange(1, len(one.shown) + 1)
-        propensity[start + one.shown] = one.propensities
-        if one.scores is not None:
-            order = np.argsort(-one.scores, kind="stable")
+        shown, scores = start + one.choice.shown, one.choice.scored.scores
+        position[shown] = np.arange(1, len(shown) + 1)
+        propensity[shown] = one.choice.propensities
+        rules[shown] = [",".join(names) for names in one.choice.rules]
+        if scores is not None:
+            order = np.argsort(-scores, kind="stable")
             rank[start + order] = np.arange(1, len(order) + 1)
-            score[start : start + len(one)] = one.scores
+            score[start : start + len(one)] = scores
         start += len(one)
     return {
         "position": pa.array(position, mask=position == 0),
         "ranker_score": pa.array(score, mask=rank == 0),
         "ranker_rank": pa.array(rank, mask=rank == 0),
         "propensity": pa.array(propensity, mask=position == 0),
+        "rules": pa.array(rules, pa.string()),
     }
 
 

@@ -16,7 +16,7 @@ from pydantic import (
     Tag,
 )
 
-from serving.answer import Answer
+from serving.answer import Answer, Reason
 from serving.events import Event, Status
 from serving.freshness import ViewAge
 
@@ -48,6 +48,12 @@ class Context(BaseModel):
         lt=_LATEST,
         description="Moment that the answer is for; by default the bundle's, or now.",
     )
+    attributes: dict[ExternalId, Finite | ShortText] = Field(
+        default_factory=dict,
+        max_length=20,
+        description="Of a user whom the bundle does not know: the dataset's user attributes by "
+        "name. One that it does not know, or of another type, changes nothing.",
+    )
 
 
 class RecommendRequest(BaseModel):
@@ -59,6 +65,7 @@ class RecommendRequest(BaseModel):
             "examples": [
                 {"user_id": "42", "k": 3},
                 {"user_id": "42", "k": 3, "exclude": ["50"], "explain": True},
+                {"user_id": "new", "k": 3, "context": {"attributes": {"gender": "F", "age": 30}}},
             ]
         },
     )
@@ -97,13 +104,45 @@ class RankRequest(BaseModel):
     context: Context | None = Field(None, description="Circumstances of the request.")
 
 
+class ServedInput(BaseModel):
+    """One input of the ranker as it was served."""
+
+    value: float | str | None = Field(description="Null: there is none.")
+    event_time: datetime | None = Field(
+        description="Since when the stored value holds; null: computed at the request."
+    )
+    age_seconds: float | None = Field(description="From then to the moment of the request.")
+
+
 class Explanation(BaseModel):
     """Why a post stands where it stands."""
 
     sources: dict[str, int] = Field(description="Rank in each source that proposed the post.")
+    source_scores: dict[str, float] = Field(description="The score that each of them gave it.")
     contributions: dict[str, float] = Field(
         description="The inputs that moved the score most, with their SHAP values."
     )
+    features: dict[str, ServedInput] = Field(description="These inputs as they were served.")
+    rules: list[str] = Field(
+        description="Rules that gave the post its place: pinned, exploration, diversity, cap; "
+        "empty: its score did."
+    )
+
+    @classmethod
+    def of(cls, reason: Reason) -> "Explanation":
+        """Put a reason into a message."""
+        return cls(
+            sources=reason.sources,
+            source_scores=reason.source_scores,
+            contributions=dict(reason.contributions),
+            features={
+                one.name: ServedInput(
+                    value=one.value, event_time=one.event_time, age_seconds=one.age_s
+                )
+                for one in reason.moved
+            },
+            rules=list(reason.rules),
+        )
 
 
 class RankedPost(BaseModel):
@@ -140,11 +179,7 @@ class RankedAnswer(BaseModel):
                 post_id=one.post,
                 title=one.title,
                 score=one.score,
-                reason=None
-                if one.reason is None
-                else Explanation(
-                    sources=one.reason.sources, contributions=dict(one.reason.contributions)
-                ),
+                reason=None if one.reason is None else Explanation.of(one.reason),
             )
             for one in answer.recommendations
         ]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from feastpack import FeatureReader
 from feastpack.errors import FeastpackError
 from feature_repo.definitions.columns import REQUEST_TIME
-from serving.answer import Answer, Choice, Reason, Recommendation, Request
+from serving.answer import Answer, Choice, Reason, Recommendation, Request, Scored
 from serving.assembly import Assembler, Inputs
 from serving.bundle import Manifest, open_current, whole_files
 from serving.candidates import Candidates, union
@@ -25,6 +26,7 @@ from serving.connection import limit_waiting
 from serving.errors import BundleError, ContractError, NotAssembledError, OnlineStateError
 from serving.event_rules import EventRules
 from serving.events import Event, EventLog, Outcome
+from serving.explanations import explain as explain_choice
 from serving.fresh import FreshSources
 from serving.freshness import FreshnessMonitor
 from serving.generation import generation_contract, generation_store
@@ -32,10 +34,15 @@ from serving.history import without
 from serving.impressions import Impression, ImpressionLog, Origin, new_request_id
 from serving.inputs import InputEncoder
 from serving.ranker import Scorer, load_ranker
+from serving.rule_settings import Rules
+from serving.rulebook import RuleBook
 from serving.rules import admitted, by_popularity
+from serving.segments import SOURCE as SEGMENTS
+from serving.segments import Attributes, Segments, with_attributes
 from serving.user_state import UserState, read_user_state
 
 logger = logging.getLogger(__name__)
+NO_ATTRIBUTES: Attributes = MappingProxyType({})
 
 
 class Recommender:
@@ -57,11 +64,13 @@ class Recommender:
         How many events may wait in Redis to be drained; beyond it, events are refused.
     impressions
         Where answers are logged; None: nowhere. It stays open when the recommender is done with.
+    rules
+        What decides on answers beside the ranker.
 
     Raises
     ------
-    BundleError, ContractError
-        If there is no bundle that could answer.
+    BundleError, ContractError, RulesError
+        If there is no bundle that could answer, or it does not have what a rule needs.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Recommender:
         event_room: int = 1_000_000,
         event_space: str | None = None,
         impressions: ImpressionLog | None = None,
+        rules: Rules | None = None,
     ) -> None:
         folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
@@ -87,12 +97,14 @@ class Recommender:
         self._assembler = _assembler(self._reader, self._encoder)
         self._ranker: Scorer = load_ranker(folder / manifest.ranker)
         self._catalogue = Catalogue(folder)
+        self._segments = Segments.open(folder)
         self._fresh = FreshSources.open(folder, whole_files(folder, manifest, manifest.indexes))
         self.freshness = FreshnessMonitor(
             store, contract, self._redis, manifest.namespace, self.moment
         )
         self._event_space = event_space or manifest.project
         self._events = self._open_events(EventRules.load(folder), event_room)
+        self._rules = RuleBook(rules or Rules(), folder, self._catalogue, self._fresh.fold_in)
         self._impressions = impressions
         self._origin = Origin(manifest, self._catalogue.external)
         self._reported: str | None = None
@@ -111,6 +123,7 @@ class Recommender:
         exclude: Sequence[str] = (),
         only: Sequence[str] | None = None,
         now: datetime | None = None,
+        attributes: Attributes | None = None,
         explain: bool = False,
     ) -> Answer:
         """Return the best posts for a user; never fails because of Redis, see `Answer`.
@@ -127,22 +140,31 @@ class Recommender:
         now
             The moment of the request; by default the moment that the bundle was made for, or
             the current time if it was made for live data.
+        attributes
+            What is known of a user whom the bundle does not know, by the names of the dataset's
+            user attributes: inputs of the ranker, and the segment whose popular list is ranked.
+            Of a known user they change nothing.
         explain
             Whether each post comes with its reason.
         """
         request = self._begin("recommend", user, now)
+        told = {} if attributes is None or request.user_id is not None else attributes
         allowed = None if only is None else self._catalogue.known(only)
         rule = self._catalogue.known(exclude), allowed
+        moment, popular = request.moment, self._catalogue.popular_ids
         try:
-            state, proposed, degraded = self._candidates(request.user_id)
+            state, proposed, degraded = self._candidates(request.user_id, told)
             degraded = (*degraded, *self.freshness.check())
-            candidates = proposed.about(admitted(proposed.post_ids, *rule))
-            choice = self._best(state, candidates, request.moment, k)
+            wanted = self._rules.candidates(proposed.post_ids, moment, state.history.seen)
+            admissible = admitted(wanted, *rule)
+            scored = self._scored(state, proposed.about(admissible), moment, told)
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
-            popular = admitted(self._catalogue.popular_ids, *rule)
-            choice, degraded = self._unranked(popular, k), (error.reason,)
+            admissible = admitted(self._rules.candidates(popular, moment, popular[:0]), *rule)
+            scored, degraded = self._unscored(admissible), (error.reason,)
+        order = self._rules.arrange(admissible, scored.preference(popular), k, request.id)
+        choice = Choice(scored, order.rows, order.propensities, order.rules)
         return self._answer(request, choice, degraded, explain)
 
     def rank(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> Answer:
@@ -158,13 +180,15 @@ class Recommender:
         try:
             state, proposed, degraded = self._candidates(request.user_id)
             degraded = (*degraded, *self.freshness.check())
-            candidates = proposed.about(np.sort(wanted))
-            choice = self._best(state, candidates, request.moment, len(wanted))
+            scored = self._scored(state, proposed.about(np.sort(wanted)), request.moment)
+            shown = np.argsort(-scored.preference(wanted), kind="stable")
             self._report(None)
         except OnlineStateError as error:
             self._report(error)
+            scored, degraded = self._unscored(wanted), (error.reason,)
             popular = by_popularity(wanted, self._catalogue.popular_ids)
-            choice, degraded = self._unranked(popular, len(wanted)), (error.reason,)
+            shown = np.searchsorted(scored.candidates.post_ids, popular)
+        choice = Choice(scored, shown, np.ones(len(shown)), [()] * len(shown))
         return self._answer(request, choice, degraded, explain=False)
 
     def similar(self, post: str, k: int = 10) -> tuple[list[Recommendation], tuple[str, ...]]:
@@ -239,7 +263,9 @@ class Recommender:
             else:
                 logger.warning("answers are degraded (%s): %s", reason, error)
 
-    def _candidates(self, user_id: int | None) -> tuple[UserState, Candidates, tuple[str, ...]]:
+    def _candidates(
+        self, user_id: int | None, attributes: Attributes = NO_ATTRIBUTES
+    ) -> tuple[UserState, Candidates, tuple[str, ...]]:
         """Return a user's state, what the sources propose, and why that is less than it should."""
         state = read_user_state(
             self._reader, self._features, self.manifest, user_id, self._event_space
@@ -249,22 +275,30 @@ class Recommender:
         if not any(len(one.post_ids) for one in state.lists):
             found["popular"] = without(self._catalogue.popular, state.history.seen)
             degraded = (*degraded, *(() if user_id is None else ("lists_missing",)))
+            segment = self._segments.list_for(attributes)
+            if segment is not None and SEGMENTS in self.manifest.sources:
+                found[SEGMENTS] = segment
         return state, union(found), degraded
 
-    def _best(self, state: UserState, candidates: Candidates, now: datetime, k: int) -> Choice:
-        """Choose the k candidates that the ranker likes most."""
+    def _scored(
+        self,
+        state: UserState,
+        candidates: Candidates,
+        now: datetime,
+        attributes: Attributes = NO_ATTRIBUTES,
+    ) -> Scored:
+        """Ask the ranker, if there is anything to ask."""
         if not len(candidates.post_ids):
-            return Choice(candidates, candidates.post_ids, np.empty(0))
+            return Scored(candidates)
         inputs = self._inputs(state, candidates, now)
-        scores = self._ranker.predict(inputs.matrix)
-        best = np.lexsort((candidates.post_ids, -scores))[:k]
-        return Choice(candidates, best, np.ones(len(best)), scores, inputs)
+        if attributes:
+            table = with_attributes(inputs.table, attributes, self.manifest)
+            inputs = Inputs(self._encoder.encode(table), lambda: table, inputs.event_times)
+        return Scored(candidates, self._ranker.predict(inputs.matrix), inputs)
 
-    def _unranked(self, posts: NDArray[np.int64], k: int) -> Choice:
-        """Choose the first k posts as they stand, without the ranker and without Redis."""
-        candidates = union({"popular": self._catalogue.popular}).about(np.sort(posts))
-        shown = np.searchsorted(candidates.post_ids, posts[:k])
-        return Choice(candidates, shown, np.ones(len(shown)))
+    def _unscored(self, posts: NDArray[np.int64]) -> Scored:
+        """Return what is known of posts without the ranker and without Redis."""
+        return Scored(union({"popular": self._catalogue.popular}).about(np.sort(posts)))
 
     def _begin(self, endpoint: str, user: str, now: datetime | None) -> Request:
         user_id = self._catalogue.users.find(user)
@@ -274,12 +308,13 @@ class Recommender:
     def _answer(
         self, request: Request, choice: Choice, degraded: tuple[str, ...], explain: bool
     ) -> Answer:
-        reasons = self._reasons(choice) if explain else [None] * len(choice.shown)
+        reasons: Sequence[Reason | None] = [None] * len(choice.shown)
+        if explain:
+            reasons = self._reasons(choice, request.moment)
+        scores, post_ids = choice.scored.scores, choice.scored.candidates.post_ids
         posts = [
             self._catalogue.recommendation(
-                int(choice.candidates.post_ids[row]),
-                None if choice.scores is None else float(choice.scores[row]),
-                reason,
+                int(post_ids[row]), None if scores is None else float(scores[row]), reason
             )
             for row, reason in zip(choice.shown, reasons, strict=True)
         ]
@@ -307,11 +342,7 @@ class Recommender:
                 user_id=request.user_id,
                 moment=request.moment,
                 degraded=degraded,
-                candidates=choice.candidates,
-                shown=choice.shown,
-                propensities=choice.propensities,
-                scores=choice.scores,
-                inputs=None if choice.inputs is None else choice.inputs.make_table,
+                choice=choice,
             )
         )
 
@@ -336,34 +367,24 @@ class Recommender:
                 inputs = self._assembler.read(entities, request, state.features)
                 return self.freshness.defaulted(inputs)
             service = self.manifest.contract["service"]
-            table = self._reader.read(service, entities, request, begun=state.features).to_arrow()
-            inputs = Inputs(self._encoder.encode(table), lambda: table)
+            frame = self._reader.read(service, entities, request, begun=state.features)
+            table = frame.to_arrow()
+            inputs = Inputs(self._encoder.encode(table), lambda: table, frame.event_times)
             return self.freshness.defaulted(inputs)
         except (FeastpackError, ContractError) as error:
             # Redis failed, or the feature repository was changed under a running service.
             raise OnlineStateError("features_unavailable", f"features: {error}") from error
 
+    def _reasons(self, choice: Choice, moment: datetime) -> list[Reason]:
+        inputs, contributions = choice.scored.inputs, None
+        if inputs is not None:
+            contributions = self._ranker.contributions(inputs.matrix[choice.shown])
+        return explain_choice(choice, self._encoder.contract.names, contributions, moment)
+
     def moment(self) -> datetime:
         """Return the moment that requests and events are of, unless they say another one."""
         as_of = self.manifest.as_of
         return datetime.now(UTC) if as_of is None else datetime.fromisoformat(as_of)
-
-    def _reasons(self, choice: Choice) -> list[Reason]:
-        names, ranks = self._encoder.contract.names, choice.candidates.ranks
-        moved: list[list[tuple[str, float]]] = [[] for _ in choice.shown]
-        if choice.matrix is not None:
-            values = self._ranker.contributions(choice.matrix[choice.shown])[:, :-1]
-            largest = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :3]
-            moved = [
-                [(names[i], float(of[i])) for i in at]
-                for of, at in zip(values, largest, strict=True)
-            ]
-        return [
-            Reason(
-                {name: int(of[row]) for name, of in ranks.items() if np.isfinite(of[row])}, inputs
-            )
-            for row, inputs in zip(choice.shown, moved, strict=True)
-        ]
 
 
 def _assembler(reader: FeatureReader, encoder: InputEncoder) -> Assembler | None:

@@ -34,6 +34,11 @@ class HttpSettings(BaseSettings):
     shutdown_seconds: int = Field(
         10, ge=1, le=600, description="How long requests under way may take once told to stop."
     )
+    rules: Path | None = Field(
+        None,
+        description="TOML file of the rules that decide on answers beside the ranker, see "
+        "docs/serving.md; read again with each new bundle.",
+    )
     impressions: Path | None = Field(
         None,
         description="Folder of the impression log; by default impressions/ in the dataset's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,6 +136,22 @@ class SegmentPopular(ScoredGenerator[SegmentPopularSettings]):
             masked=audience.seen_by(rows) if exclude_seen else None,
         )
         return audience.candidates(users, top, self.name)
+
+    def examples(self, users: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield for each segment one user, and which values of the attribute belong to it.
+
+        That is ``{"value": text}``, or ``{"up_to": number}`` with the highest one among those
+        users; numbers ascend. Users without the attribute are no segment.
+        """
+        arrays = fitted(self._arrays, self.name)
+        column = self.settings.attribute
+        values = dict(zip(users["user_id"].to_pylist(), users[column].to_pylist(), strict=True))
+        for segment in range(len(arrays["shares"]) - 1):
+            members = arrays["known_users"][arrays["segments"] == segment].tolist()
+            if members:
+                highest = max(members, key=values.__getitem__)
+                value = values[highest]
+                yield highest, {"value" if isinstance(value, str) else "up_to": value}
 
     def _score(self, arrays: Arrays, rows: Ids) -> NDArray[np.float32]:
         """Return the shares of segments, not of users."""

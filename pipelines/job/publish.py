@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 
 from feastpack.writer import delete_namespace
 from feature_repo.contract import registered_contract
+from feature_repo.definitions.columns import TEXT_EMBEDDING, has_created_time
 from feature_repo.workspace import Workspace
 from pipelines.candidates.als import ALS
 from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.protocol import CandidateGenerator
+from pipelines.candidates.segment_popular import SegmentPopular
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
@@ -33,7 +35,9 @@ from serving.errors import BundleError
 from serving.event_rules import EventRules
 from serving.history import write_pasts
 from serving.lists import SourceList, delete_generations, key_prefix, write_lists
+from serving.post_facts import CREATED, write_post_facts
 from serving.recommender import redis_of
+from serving.segments import write_segments
 
 NAME = "publish"
 POPULAR = "popular"
@@ -54,6 +58,7 @@ def run(context: Context) -> StepRecord:
         code_key(
             *("pipelines.job.publish", "pipelines.job.fresh", "serving.bundle", "serving.lists"),
             *("serving.history", "serving.fresh", "serving.index", "serving.event_rules"),
+            *("serving.post_facts", "serving.segments"),
         ),
     )
     publication = _Publication(context, generation=key[:12])
@@ -107,6 +112,7 @@ class _Publication:
         self.namespace = str(self.materialized["namespace"])
         self.fresh: dict[str, CandidateGenerator] = {}
         self.indexes: dict[str, dict[str, Any]] = {}
+        self.segments: tuple[str, list[dict[str, Any]]] | None = None
 
     def is_current(self) -> bool:
         """Whether the generation is the published one and its lists are in Redis."""
@@ -171,6 +177,8 @@ class _Publication:
             lists[generator.name] = recommend_with(fitted, users, self.context.settings)
             if has_fresh_form(fitted):
                 self.fresh[generator.name] = fitted
+            if isinstance(fitted, SegmentPopular):
+                self.segments = (fitted.settings.attribute, self._segment_lists(fitted))
             if generator.name == POPULAR:
                 strangers = recommend_with(fitted, np.array([-1]), self.context.settings)
             bar(position + 1, len(fresh))
@@ -197,9 +205,39 @@ class _Publication:
         posts = pq.read_table(lake / "ids" / "posts.parquet").join(titles, "post_id")
         pq.write_table(posts.sort_by("post_id"), folder / "posts.parquet")
 
+        self._write_post_facts(folder)
+        if self.segments is not None:
+            write_segments(folder, *self.segments)
         EventRules(self.context.dataset.events).save(folder)
         candidates = self.context.settings.candidates_per_source
         self.indexes = write_fresh_sources(folder, self.fresh, candidates)
+
+    def _segment_lists(self, fitted: SegmentPopular) -> list[dict[str, Any]]:
+        """Return the list of each segment with the values that belong to it."""
+        users = pq.read_table(self.context.workspace.lake / "users")
+        count = self.context.settings.candidates_per_source
+        segments = []
+        for user_id, described in fitted.examples(users):
+            # Of a segment every user has the same list, but for what he has seen.
+            table = fitted.recommend(np.array([user_id]), count, exclude_seen=False)
+            posts, scores = table["post_id"].to_pylist(), table["score"].to_pylist()
+            segments.append({**described, "post_ids": posts, "scores": scores})
+        return segments
+
+    def _write_post_facts(self, folder: Path) -> None:
+        """Write what rules need to know of posts."""
+        dataset, workspace = self.context.dataset, self.context.workspace
+        names = [attribute.name for attribute in dataset.post_attributes]
+        posts = pq.read_table(workspace.lake / "posts")
+        created = posts["known_time"]
+        if not has_created_time(dataset):
+            created = pa.nulls(posts.num_rows, created.type)
+        facts = posts.select(["post_id", "topics", *names]).add_column(1, CREATED, created)
+        embeddings = None
+        if dataset.has_text:
+            columns = ["post_id", TEXT_EMBEDDING]
+            embeddings = pq.read_table(workspace.feature_table("post_text"), columns=columns)
+        write_post_facts(folder, facts, embeddings)
 
     def _manifest(self, files: dict[str, str]) -> Manifest:
         contract = registered_contract(self.store)

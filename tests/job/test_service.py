@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from job_runner import QUICK, REPOSITORY, Job
 
 from serving.bundle import CURRENT, MANIFEST, current_generation
+from serving.messages import Explanation
 
 
 def test_http_answers_are_the_recommenders(service: Service):
@@ -32,10 +34,7 @@ def test_http_answers_are_the_recommenders(service: Service):
             "post_id": one.post,
             "title": one.title,
             "score": one.score,
-            "reason": {
-                "sources": one.reason.sources,
-                "contributions": dict(one.reason.contributions),
-            },
+            "reason": Explanation.of(one.reason).model_dump(mode="json"),
         }
         for one in answer.recommendations
         if one.reason
@@ -44,6 +43,35 @@ def test_http_answers_are_the_recommenders(service: Service):
     ranked = service.client.post("/rank", json={"user_id": "u003", "post_ids": ids(body)[::-1]})
     assert ids(ranked.json()) == ids(body)
     assert not service.recommend("nobody", k=3)["is_known"]
+
+
+def test_a_reason_tells_sources_contributions_and_the_features_with_their_age(service: Service):
+    recommender = service.published.current()
+    body = service.recommend(k=3, explain=True)
+    inputs = recommender.features("u003", ids(body))
+    moment = recommender.moment()
+    stored = 0
+    for row, post in enumerate(body["posts"]):
+        reason = post["reason"]
+        assert reason["sources"].keys() == reason["source_scores"].keys()
+        for source, rank in reason["sources"].items():
+            if f"candidate_{source}_rank" in inputs.column_names:
+                assert inputs[f"candidate_{source}_rank"][row].as_py() == rank
+                score = inputs[f"candidate_{source}_score"][row].as_py()
+                assert reason["source_scores"][source] == score
+        sizes = [abs(value) for value in reason["contributions"].values()]
+        assert sizes == sorted(sizes, reverse=True)
+        assert reason["features"].keys() == reason["contributions"].keys()
+        for name, served in reason["features"].items():
+            assert served["value"] == inputs[name][row].as_py()
+            if served["event_time"] is not None:
+                stored += 1
+                since = datetime.fromisoformat(served["event_time"])
+                assert served["age_seconds"] == (moment - since).total_seconds() >= 0
+            computed = name.startswith("candidate_") or "days" in name.split("_")[1:2]
+            assert not computed or served["event_time"] is None
+        assert reason["rules"] == []
+    assert stored
 
 
 def test_exclude_and_only_move_the_next_posts_up(service: Service):
@@ -173,7 +201,8 @@ def test_without_redis_the_popular_list_answers_and_all_is_well_again_with_it(se
     assert meanwhile["degraded"] == ["lists_unavailable"]
     assert ids(meanwhile) == [listed[0], *listed[2:6]]
     assert [post["score"] for post in meanwhile["posts"]] == [None] * 5
-    assert meanwhile["posts"][1]["reason"] == {"sources": {"popular": 3}, "contributions": {}}
+    reason = meanwhile["posts"][1]["reason"]
+    assert (reason["sources"], reason["contributions"]) == ({"popular": 3}, {})
     ranked = client.post("/rank", json={"user_id": "u003", "post_ids": [listed[4], listed[0]]})
     assert ids(ranked.json()) == [listed[0], listed[4]]
     assert service.recommend("nobody")["degraded"] == ["features_unavailable"]

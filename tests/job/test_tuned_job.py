@@ -1,11 +1,13 @@
 """The whole job with sources and rankers of a tuned file, from training to the answer."""
 
+import pyarrow.parquet as pq
 import pytest
 from job_runner import Job
 from tiny_feed import make_feed
 
 from feature_repo.tuned import TunedSettings, beside
 from pipelines.job.context import open_store
+from serving.impressions import ImpressionLog
 from serving.recommender import Recommender
 
 TUNED = TunedSettings(
@@ -14,6 +16,7 @@ TUNED = TunedSettings(
         "ease": {"regularization": 20.0, "topic_weight": 1.0},
         "user_knn": {"neighbours": 10},
         "content": {},
+        "segment_popular": {"attribute": "city", "prior_likes": 0.0, "half_life_days": None},
     },
     rankers={"lightgbm": {"rounds": 20, "leaves": 4}},
 )
@@ -43,6 +46,49 @@ def test_sources_and_rankers_of_the_file_are_trained_evaluated_and_served(tuned_
     stranger = recommender.recommend("nobody", 5)
     assert not stranger.degraded
     assert len(stranger.recommendations) == 5
+
+
+def test_a_stranger_with_attributes_gets_the_popular_list_of_their_segment(tuned_job):
+    recommender = Recommender(tuned_job.workspace.bundles, open_store(tuned_job.workspace))
+    ranks = {}
+    for city in ("Ulm", "Bonn", "Rome", None):
+        attributes = None if city is None else {"city": city, "age": 30, "shoes": "red"}
+        answer = recommender.recommend("nobody", 1000, attributes=attributes, explain=True)
+        assert not answer.degraded
+        reasons = {one.post: one.reason for one in answer.recommendations}
+        ranks[city] = {
+            post: reason.sources["segment_popular"]
+            for post, reason in reasons.items()
+            if "segment_popular" in reason.sources
+        }
+        assert any("popular" in reason.sources for reason in reasons.values())
+    assert ranks["Ulm"] != ranks["Bonn"]
+    assert ranks["Rome"] == ranks[None] == {}
+    # A user of the same city has the list of publication, without what he has seen.
+    known = recommender.recommend("u000", 1000, attributes={"city": "Bonn"}, explain=True)
+    own = {one.post: one.reason.sources.get("segment_popular") for one in known.recommendations}
+    in_both = [post for post in own if own[post] and post in ranks["Ulm"]]
+    assert len(in_both) > 3
+    assert sorted(in_both, key=own.__getitem__) == sorted(in_both, key=ranks["Ulm"].__getitem__)
+
+
+def test_a_strangers_attributes_are_inputs_of_the_ranker(tuned_job, tmp_path):
+    log = ImpressionLog(tmp_path)
+    store = open_store(tuned_job.workspace)
+    recommender = Recommender(tuned_job.workspace.bundles, store, impressions=log)
+    told = {"city": "Ulm", "age": 30, "length": 3}
+    answers = [recommender.recommend("nobody", 3, attributes=told)]
+    answers.append(recommender.recommend("nobody", 3, attributes={"city": 30, "age": "Ulm"}))
+    answers.append(recommender.recommend("u001", 3, attributes=told))
+    log.close()
+    rows = pq.read_table(tmp_path).to_pylist()
+    seen = [
+        {(row["user_city"], row["user_age"]) for row in rows if row["request_id"] == one.request_id}
+        for one in answers
+    ]
+    assert seen[0] == {("Ulm", 30.0)}
+    assert seen[1] == {(None, None)}
+    assert {city for city, _ in seen[2]} == {"Bonn"}
 
 
 def test_lists_are_written_though_als_is_no_source(tuned_job):

@@ -1,6 +1,7 @@
 """Impressions of a made-up generation with one source and two inputs."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from serving.answer import Choice, Scored
+from serving.assembly import Inputs
 from serving.bundle import Manifest
 from serving.candidates import Candidates
 from serving.impressions import Impression, Origin
@@ -52,6 +55,14 @@ def impression(
     listed = {} if scores is None else {"popular": ranks}
     count = len(post_ids)
     columns = {"user_city": ["Ulm"] * count, "user_age": [30] * count, "post_id": post_ids}
+    scored = Scored(Candidates(post_ids, listed, listed))
+    if scores is not None:
+        scored = replace(
+            scored,
+            scores=np.array(list(scores), np.float32),
+            inputs=Inputs(np.zeros((count, 2), np.float32), lambda: pa.table(columns)),
+        )
+    propensities = np.where((rows == 0) & (scores is not None), 0.5, 1.0)
     return Impression(
         origin=origin(contract),
         request_id=request_id,
@@ -61,9 +72,5 @@ def impression(
         user_id=1,
         moment=datetime.fromtimestamp(1_700_000_000, UTC),
         degraded=(),
-        candidates=Candidates(post_ids, listed, listed),
-        shown=rows,
-        propensities=np.where(rows == 0, 0.5, 1.0) if scores is not None else np.ones(len(rows)),
-        scores=None if scores is None else np.array(list(scores), np.float32),
-        inputs=None if scores is None else lambda: pa.table(columns),
+        choice=Choice(scored, rows, propensities, [()] * len(rows)),
     )
