@@ -60,7 +60,11 @@ def impression(
         scored = replace(
             scored,
             scores=np.array(list(scores), np.float32),
-            inputs=Inputs(np.zeros((count, 2), np.float32), lambda: pa.table(columns)),
+            inputs=Inputs(
+                np.zeros((count, 2), np.float32),
+                lambda: pa.table(columns),
+                lambda name: np.full(count, np.datetime64("NaT"), "datetime64[us]"),
+            ),
         )
     propensities = np.where((rows == 0) & (scores is not None), 0.5, 1.0)
     return Impression(
