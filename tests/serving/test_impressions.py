@@ -123,7 +123,7 @@ def test_a_killed_process_loses_only_what_waited(tmp_path: Path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             # Files are read while they are written, and are always whole.
-            wait_until(lambda: len(files(tmp_path)) >= 5, 60)
+            wait_until(lambda: len(files(tmp_path)) >= 5, 240)
             for file in files(tmp_path):
                 assert pq.read_table(file).num_rows % 40 == 0
             os.kill(process.pid, signal.SIGKILL)
