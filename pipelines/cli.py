@@ -103,6 +103,16 @@ COMMANDS = {
         "pipelines.settings:VectorsSettings",
         "pipelines.job.vectors:draw",
     ),
+    "skew": Command(
+        "Served features, from the impression log, against a point-in-time join.",
+        "pipelines.settings:SkewSettings",
+        "pipelines.monitoring.commands:skew",
+    ),
+    "report": Command(
+        "One page: runs, gates, generations, freshness, drift, skew, metrics over time.",
+        "pipelines.settings:JobSettings",
+        "pipelines.monitoring.commands:report",
+    ),
     "drain": Command(
         "Events that the service was told of, out of Redis into files that ingest reads.",
         "pipelines.settings:DatasetSettings",

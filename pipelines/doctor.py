@@ -103,8 +103,19 @@ def _steps(ledger: Ledger) -> Iterator[Finding]:
         yield Finding(name, found, "its files are gone; run `feastrank run`" if gone else "")
 
 
+def ages_of(workspace: Workspace) -> list[ViewAge]:
+    """Return how old the views of the published generation are.
+
+    Raises
+    ------
+    ServingError, MissingStepError
+        If there is none, or it is damaged.
+    """
+    folder, manifest = open_current(workspace.bundles)
+    return _ages(open_store(workspace), folder, manifest)
+
+
 def _ages(store: FeatureStore, folder: Path, manifest: Manifest) -> list[ViewAge]:
-    """Return how old the views of the published generation are."""
     own = generation_store(store, folder, manifest)
     now = datetime.now(UTC)
     moment = now if manifest.as_of is None else datetime.fromisoformat(manifest.as_of)

@@ -144,6 +144,25 @@ class JobSettings(DatasetSettings):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
 
 
+class SkewSettings(JobSettings):
+    """Settings of `feastrank skew`: those of the job, and how much is compared."""
+
+    skew_rows: int = Field(
+        20_000,
+        ge=1,
+        le=10_000_000,
+        description="Logged candidates to compare, each with all inputs of the ranker; more are "
+        "sampled, whole requests at a time.",
+    )
+    max_skew: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a feature's values that may differ through a fault or for no known "
+        "cause; beyond it the exit code is 3.",
+    )
+
+
 class ListsSettings(JobSettings):
     """Settings of `feastrank lists`: those of the job that it repeats, and where files go."""
 

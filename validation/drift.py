@@ -325,6 +325,9 @@ def _homogeneity(counts: Counts) -> float:
 
 
 def _tally(values: Any) -> dict[str, int]:
+    if not pa.types.is_string(values.type):
+        # A log may hold as 3.0 what training holds as 3; NaN is null.
+        values = pc.if_else(pc.is_nan(floats := values.cast(pa.float64())), None, floats)
     texts = pc.coalesce(values.cast(pa.string()), pa.scalar(NULL))
     counted = pc.value_counts(texts)
     return dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))

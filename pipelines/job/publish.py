@@ -28,6 +28,7 @@ from pipelines.job.materialize import is_complete, marker_of, namespaces
 from pipelines.job.sources import generators, recommend_with
 from pipelines.job.train import TrainingFiles
 from pipelines.monitoring import drift
+from pipelines.monitoring.overview import note_publication
 from pipelines.steps import StepRecord, code_key, content_key
 from serving import bundle
 from serving.bundle import Manifest, current_generation, publish
@@ -148,6 +149,7 @@ class _Publication:
         )
         _switch_namespace(self.context.workspace, self.namespace)
         self._note_materialization()
+        note_publication(self.context.workspace, bundle.read_manifest(self.folder))
         self._collect(previous)
         return {
             "generation": self.generation,

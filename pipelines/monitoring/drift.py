@@ -25,6 +25,7 @@ from pipelines.monitoring.samples import (
     with_inputs,
     with_vectors,
 )
+from pipelines.monitoring.served import log_folders
 from validation.drift import DriftError, FeatureDrift, Thresholds, compare
 
 HISTORY = "drift.jsonl"
@@ -169,6 +170,16 @@ def _others(context: Context, store: Any, contract: Contract) -> Iterator[tuple[
         f"the newest candidates, with today's features as of {cut:%Y-%m-%d %H:%M} UTC",
         current,
     )
+    folder = context.workspace.impressions / contract.hash[:12]
+    if folder in log_folders(context.workspace.impressions):
+        # Known users whom the ranker answered; vectors as of what was materialized for them.
+        relation = (
+            "(SELECT *, coalesce(materialized_until, time) AS event_timestamp FROM "
+            f"{parquet(folder / '*.parquet')} WHERE ranker_score IS NOT NULL AND user_id >= 0)"
+        )
+        served = draw(relation, settings.drift_rows, settings.seed)
+        if all(served.rows.values()):
+            yield "served", "what was served", with_vectors(served, store)
 
 
 def _draw(context: Context, comparisons: Sequence[Comparison]) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,10 @@ def new_job(tmp_path: Path) -> Iterator[Callable[[Feed], Job]]:
 def service(job: Job) -> Iterator[Service]:
     with open_service(job) as opened:
         yield opened
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[Job], Service]]:
+    """Open services on a workspace that a test has changed."""
+    with ExitStack() as stack:
+        yield lambda job: stack.enter_context(open_service(job))

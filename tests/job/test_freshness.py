@@ -1,14 +1,13 @@
 """Ages of served features: known, shown, and what becomes of answers when they are too great."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from feast.protos.feast.core.Registry_pb2 import Registry
-from http_service import Service, ids, open_service
+from http_service import Service, ids
 from job_runner import Job
 from tiny_feed import DESCRIPTION
 
@@ -22,20 +21,13 @@ from serving.bundle import MANIFEST, REGISTRY, checksum, current_generation
 VIEW = "user_activity"
 
 
-@pytest.fixture
-def opened() -> Iterator[Callable[[Job], Service]]:
-    """Open services on a workspace that a test has changed."""
-    with ExitStack() as stack:
-        yield lambda job: stack.enter_context(open_service(job))
-
-
-def _folder(job: Job) -> Path:
+def bundle_folder(job: Job) -> Path:
     return job.workspace.bundles / str(current_generation(job.workspace.bundles))
 
 
 def _age(job: Job, view: str, hours: float, event_hours: float | None = None) -> None:
     """Let Redis say that a view was materialized so long before the bundle's moment."""
-    manifest = json.loads((_folder(job) / MANIFEST).read_text("utf-8"))
+    manifest = json.loads((bundle_folder(job) / MANIFEST).read_text("utf-8"))
     moment = datetime.fromisoformat(manifest["as_of"])
     newest = None if event_hours is None else moment - timedelta(hours=event_hours)
     client, namespace = job.redis(), manifest["namespace"]
@@ -44,16 +36,16 @@ def _age(job: Job, view: str, hours: float, event_hours: float | None = None) ->
     write_materialized(client, job.name, namespace, view, until, newest)
 
 
-def _tag(job: Job, view: str, **tags: str) -> None:
+def tag(job: Job, view: str, **tags: str) -> None:
     """Put tags on a view of the published generation, as `feastrank apply` would have."""
-    path = _folder(job) / REGISTRY
+    path = bundle_folder(job) / REGISTRY
     registry = Registry.FromString(path.read_bytes())
     (found,) = (one for one in registry.feature_views if one.spec.name == view)
     found.spec.tags.update(tags)
     path.write_bytes(registry.SerializeToString())
-    manifest = json.loads((_folder(job) / MANIFEST).read_text("utf-8"))
+    manifest = json.loads((bundle_folder(job) / MANIFEST).read_text("utf-8"))
     manifest["files"][REGISTRY] = checksum(path)
-    (_folder(job) / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    (bundle_folder(job) / MANIFEST).write_text(json.dumps(manifest), "utf-8")
 
 
 def test_a_materialized_view_is_as_old_as_its_materialization(service: Service):
@@ -94,7 +86,7 @@ def test_a_stale_view_is_flagged_everywhere(service: Service):
 
 
 def test_the_newest_row_has_an_age_of_its_own(job: Job, opened: Callable[[Job], Service]):
-    _tag(job, VIEW, max_event_age_hours="1")
+    tag(job, VIEW, max_event_age_hours="1")
     service = opened(job)
     _age(job, VIEW, hours=0, event_hours=2)
     assert service.recommend()["degraded"] == ["stale_user_activity"]
@@ -104,7 +96,7 @@ def test_a_stale_view_can_be_null_or_hand_over_to_the_popular_list(
     job: Job, opened: Callable[[Job], Service]
 ):
     _age(job, VIEW, hours=50)
-    _tag(job, VIEW, when_stale="default")
+    tag(job, VIEW, when_stale="default")
     service = opened(job)
     rows = service.client.get("/features", params={"user_id": "u003", "post_id": ["p001"]}).json()
     values = rows["rows"][0]["values"]
@@ -117,7 +109,7 @@ def test_a_stale_view_can_be_null_or_hand_over_to_the_popular_list(
     assert answer["degraded"] == ["stale_user_activity"]
     assert all(post["score"] is not None for post in answer["posts"])
 
-    _tag(job, VIEW, when_stale="fallback")
+    tag(job, VIEW, when_stale="fallback")
     service = opened(job)
     answer = service.recommend(k=5)
     assert answer["degraded"] == ["stale_user_activity"]

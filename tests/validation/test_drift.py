@@ -135,6 +135,13 @@ def test_empty_sides_and_features_of_one_side_are_no_drift():
     assert compare({"x": empty}, {}, {"x": "number"}, Thresholds()) == []
 
 
+def test_categories_that_are_numbers_are_the_same_whatever_their_type():
+    codes = pa.array([1, 2, 3, None] * 50, pa.int64())
+    logged = pa.array([1.0, 2.0, 3.0, float("nan")] * 50)
+    (found,) = compare({"x": codes}, {"x": logged}, {"x": "category"}, Thresholds())
+    assert found.psi == 0
+
+
 def _one(before, now, thresholds: Thresholds | None = None) -> FeatureDrift:
     columns = [pa.array(values, pa.float64()) for values in (before, now)]
     (found,) = compare(
