@@ -4,11 +4,13 @@ from rich.console import Console
 
 from feature_repo.dataset import Dataset
 from feature_repo.workspace import Workspace
+from pipelines.errors import MissingStepError
 from pipelines.job.context import description_path, open_store
 from pipelines.settings import ServeSettings
 from serving.app import create_app
 from serving.app import serve as answer_requests
 from serving.bundle import current_generation
+from serving.errors import BundleError, NotReadyError
 from serving.impressions import ImpressionLog
 from serving.published import PublishedRecommender
 from serving.recommender import Recommender
@@ -22,7 +24,10 @@ def serve(settings: ServeSettings, console: Console) -> None:
     impressions = _impression_log(settings, workspace)
 
     def open_recommender() -> Recommender:
-        store = open_store(workspace)
+        try:
+            store = open_store(workspace)
+        except MissingStepError as error:
+            raise BundleError(str(error)) from error
         timeout_s = settings.redis_timeout_ms / 1000
         return Recommender(
             workspace.bundles,
@@ -37,8 +42,12 @@ def serve(settings: ServeSettings, console: Console) -> None:
         open_recommender,
         lambda: current_generation(workspace.bundles),
         settings.bundle_check_seconds,
+        may_wait=settings.wait_for_bundle,
     )
-    generation = recommenders.current().manifest.generation
+    try:
+        generation = recommenders.current().manifest.generation
+    except NotReadyError:
+        generation = "not published yet"
     address = f"http://{settings.host}:{settings.port}"
     console.print(f"{dataset.name}: bundle {generation} at {address}", highlight=False)
     answer_requests(create_app(recommenders, settings, impressions), settings)

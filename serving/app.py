@@ -18,9 +18,9 @@ from starlette.responses import Response
 
 from serving.access import ApiKeys, Guarded, TokenBuckets
 from serving.answer import Answer
-from serving.errors import EventsRefusedError, OnlineStateError
+from serving.errors import EventsRefusedError, NotReadyError, OnlineStateError
 from serving.events import Status
-from serving.freshness import STALE
+from serving.freshness import STALE, ViewAge
 from serving.impressions import ImpressionLog
 from serving.messages import (
     MAX_LISTED,
@@ -130,23 +130,21 @@ class _Service:
     ) -> None:
         self.recommenders = recommenders
         self.metrics = Metrics(
-            lambda: recommenders.current().manifest.generation,
-            lambda: recommenders.current().freshness.ages(),
-            impressions,
+            lambda: _generation(recommenders), lambda: _ages(recommenders), impressions
         )
 
     def add_to(self, app: FastAPI) -> None:
         """Register the endpoints."""
-        invalid = documented(_INVALID, _TOO_LARGE)
-        either = documented(_INVALID, _TOO_LARGE, _UNKNOWN)
+        invalid = documented(_INVALID, _TOO_LARGE, _NOT_NOW)
+        either = documented(_INVALID, _TOO_LARGE, _UNKNOWN, _NOT_NOW)
         app.post("/recommend", responses=invalid)(self.recommend)
         app.post("/rank", responses=either)(self.rank)
         app.get("/similar/{post_id:path}", responses=either)(self.similar)
         app.post("/events", responses=documented(_INVALID, _TOO_LARGE, _NOT_NOW))(self.events)
-        app.get("/features", responses=documented(_INVALID, _UNKNOWN))(self.features)
+        app.get("/features", responses=documented(_INVALID, _UNKNOWN, _NOT_NOW))(self.features)
         app.get("/health")(self.health)
-        app.get("/ready")(self.ready)
-        app.get("/version")(self.version)
+        app.get("/ready", responses=documented(_NOT_NOW))(self.ready)
+        app.get("/version", responses=documented(_NOT_NOW))(self.version)
         content = {"text/plain": {"schema": {"type": "string"}}}
         app.get("/metrics", response_class=Response, responses={200: {"content": content}})(
             self.prometheus
@@ -267,6 +265,22 @@ class _Service:
         message = RankedAnswer.of(answer, self.recommenders.degraded)
         self.metrics.count_degraded(message.degraded)
         return message
+
+
+def _generation(recommenders: RecommenderProvider) -> str | None:
+    """Return the generation that answers; None while there is none."""
+    try:
+        return recommenders.current().manifest.generation
+    except NotReadyError:
+        return None
+
+
+def _ages(recommenders: RecommenderProvider) -> list[ViewAge]:
+    """Return how old the views are; none while there is no generation."""
+    try:
+        return recommenders.current().freshness.ages()
+    except NotReadyError:
+        return []
 
 
 def _moment(context: Context | None) -> Any:

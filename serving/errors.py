@@ -8,6 +8,7 @@
     ├── ContractError       features and model do not agree on the ranker's inputs
     ├── NotAssembledError   the inputs need the general way, through a table of columns
     ├── ApiKeysError        the list of API keys is not as described
+    ├── NotReadyError       the service runs, and no bundle could be opened yet
     ├── BundleError         no published bundle, or one that is damaged
     ├── UnknownIdError      a user or post that the bundle does not know
     ├── OnlineStateError    lists or features that Redis should hold could not be read
@@ -39,6 +40,10 @@ class NotAssembledError(ServingError):
 
 class ApiKeysError(ServingError):
     """The list of API keys cannot be read; the message never shows a key."""
+
+
+class NotReadyError(ServingError):
+    """The service runs, and no bundle could be opened yet; it goes on looking."""
 
 
 class BundleError(ServingError):

@@ -40,7 +40,7 @@ class Metrics(Collector):
 
     def __init__(
         self,
-        bundle: Callable[[], str],
+        bundle: Callable[[], str | None],
         ages: Callable[[], list[ViewAge]],
         impressions: ImpressionLog | None = None,
     ) -> None:
@@ -88,7 +88,9 @@ class Metrics(Collector):
         bundle = GaugeMetricFamily(
             "feastrank_bundle", "1 for the bundle that answers.", labels=["bundle"]
         )
-        bundle.add_metric([self._bundle()], 1)
+        generation = self._bundle()
+        if generation is not None:
+            bundle.add_metric([generation], 1)
         yield bundle
         yield from self._age_families()
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.errors import BundleError, EventsRefusedError, UnknownIdError
+from serving.errors import BundleError, EventsRefusedError, NotReadyError, UnknownIdError
 from serving.messages import FieldProblem, Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -49,6 +49,7 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(UnknownIdError, _unknown)
     app.add_exception_handler(EventsRefusedError, _not_now)
     app.add_exception_handler(BundleError, _no_events)
+    app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -80,6 +81,12 @@ def _unknown(request: Request, error: Exception) -> Response:
 def _not_now(request: Request, error: Exception) -> Response:
     reason = error.reason if isinstance(error, EventsRefusedError) else None
     detail = f"{reason}: no event was kept; send the same ones again later"
+    headers = {"Retry-After": str(_RETRY_AFTER_S)}
+    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=headers)
+
+
+def _not_ready(request: Request, error: Exception) -> Response:
+    detail = "no bundle is published yet, or it cannot be opened; the service's log says which"
     headers = {"Retry-After": str(_RETRY_AFTER_S)}
     return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=headers)
 

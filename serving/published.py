@@ -8,7 +8,7 @@ from typing import Protocol
 from feast.errors import FeastError
 
 from feastpack.errors import FeastpackError
-from serving.errors import ServingError
+from serving.errors import NotReadyError, ServingError
 from serving.recommender import Recommender
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,14 @@ class PublishedRecommender:
         Returns the id of the published generation, None if there is none.
     check_seconds
         How often to look.
+    may_wait
+        Whether the service may begin without a generation; requests are then refused until one
+        is published.
 
     Raises
     ------
     ServingError, feast.errors.FeastError, feastpack.errors.FeastpackError
-        If the first generation cannot be opened.
+        If the first generation cannot be opened, unless it may wait.
     """
 
     def __init__(
@@ -57,12 +60,18 @@ class PublishedRecommender:
         open_recommender: Callable[[], Recommender],
         published: Callable[[], str | None],
         check_seconds: float,
+        *,
+        may_wait: bool = False,
     ) -> None:
         self._open = open_recommender
         self._published = published
         self._check_seconds = check_seconds
-        self._current = open_recommender()
+        self._current: Recommender | None = None
         self._refused: str | None = None
+        if may_wait:
+            self.refresh()
+        else:
+            self._current = open_recommender()
         self._stop = threading.Event()
 
     @property
@@ -71,19 +80,27 @@ class PublishedRecommender:
         return () if self._refused is None else ("bundle_outdated",)
 
     def current(self) -> Recommender:
-        """Return the recommender of the newest generation that could be opened."""
+        """Return the recommender of the newest generation that could be opened.
+
+        Raises
+        ------
+        NotReadyError
+            If there was none yet.
+        """
+        if self._current is None:
+            raise NotReadyError(f"no bundle could be opened yet: {self._refused}")
         return self._current
 
     def refresh(self) -> None:
         """Open what is published now; on failure the generation before keeps answering."""
         try:
             generation = self._published()
-            if generation == self._current.manifest.generation:
+            if self._current and generation == self._current.manifest.generation:
                 self._refused = None
                 return
-            self._current = self._open()
-            self._refused = None
-            logger.info("answering from bundle %s", self._current.manifest.generation)
+            opened = self._open()
+            self._current, self._refused = opened, None
+            logger.info("answering from bundle %s", opened.manifest.generation)
         except (ServingError, FeastError, FeastpackError, OSError) as error:
             if self._refused != str(error):
                 logger.warning("the published bundle is not served: %s", error)

@@ -25,6 +25,10 @@ class HttpSettings(BaseSettings):
     bundle_check_seconds: float = Field(
         5, ge=0.05, le=3600, description="How often the service looks for a newer bundle."
     )
+    wait_for_bundle: bool = Field(
+        False,
+        description="Whether to start without a bundle and answer 503 until one is published.",
+    )
     event_room: int = Field(
         1_000_000,
         ge=1,
