@@ -52,7 +52,8 @@ class Asked:
 def feed(settings: FeedSettings, console: Console) -> None:
     """Learn, recommend, write the lists; with a simulated feed, print their HitRate@5."""
     context = open_context(settings, console)
-    context.record("features"), context.record("apply")
+    for step in ("features", "apply"):
+        context.record(step)
     if not (context.dataset.has_impressions and context.dataset.has_clock):
         raise MomentsError(
             f"{context.dataset.name}: found no impressions with a time, which rankers of a feed "
