@@ -19,6 +19,8 @@ from pipelines.evaluation.calibration import ReliabilityBin
 
 Floats = NDArray[np.float64]
 _BINS = 10
+# The folder of the style that all pages share.
+_STYLE = Path(plots.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class ConversionReport:
     def page(self) -> str:
         """Render the page."""
         environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
+            loader=FileSystemLoader([Path(__file__).parent, _STYLE]),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

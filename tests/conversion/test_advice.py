@@ -18,7 +18,15 @@ from pipelines.conversion.likelihood import RatePrior
 from pipelines.conversion.models import Goals, Inputs, TreeSettings
 from pipelines.conversion.posts import Posts
 from pipelines.conversion.properties import properties
+from pipelines.conversion.report import (
+    ActivityResult,
+    ConversionReport,
+    TargetResult,
+    rate_bins,
+)
 from pipelines.conversion.study import (
+    GLOBAL_MEAN,
+    POOLED_MEAN,
     TOPIC_MEAN,
     cross_validate,
     predictable,
@@ -125,6 +133,36 @@ def test_how_much_is_predictable_is_what_was_drawn() -> None:
     truth = 0.09 / 401
     assert known.rate_variance - known.noise_variance == pytest.approx(truth, rel=0.1)
     assert known.most_r2 == pytest.approx(truth / (truth + (0.09 - truth) / 400), abs=0.03)
+
+
+def test_the_page_shows_claims_with_their_posts_and_says_where_there_are_none() -> None:
+    found = advice_of(0, 0.6)
+    posts, _ = feed(0, 0.6)
+    count, views = posts.activities["like"], posts.views
+    predicted = {
+        GLOBAL_MEAN: np.full(len(posts), 0.15),
+        **dict.fromkeys((TOPIC_MEAN, POOLED_MEAN, ON_TEXT), np.linspace(0.1, 0.2, len(posts))),
+    }
+    rng = np.random.default_rng(0)
+    known = predictable(count, views, predicted[ON_TEXT], RatePrior(400), rng)
+    scores = score_rates(count, views, predicted, known.floor, rng)
+    bins = rate_bins(count, views, predicted[ON_TEXT], rng)
+    like = ActivityResult("like", int(count.sum()), ON_TEXT, scores, known, bins)
+    target = TargetResult(
+        "fixed weights", {"like": 1.8}, 0.3, 0.1, score_values(count / views, predicted, rng)
+    )
+    report = ConversionReport(
+        "a <b> table", len(posts), len(posts), int(views.sum()), 3, "", "3 folds", [like],
+        [target], list(found.values()),
+    )  # fmt: skip
+    page = report.page()
+    assert "a &lt;b&gt; table" in page
+    assert "question marks: some against none: +" in page
+    (claim,) = [one for one in found["a"].claims if one.property == "question_marks"]
+    assert all(example.excerpt in page for example in (*claim.much, *claim.little))
+    assert ("nothing is advised" in page) == (not found["b"].claims)
+    assert json.loads(json.dumps(report.figures()))["activities"][0]["model"] == ON_TEXT
+    assert [table.row_count for table in report.tables()] == [4, 4]
 
 
 @pytest.mark.slow
