@@ -111,6 +111,22 @@ class JobSettings(DatasetSettings):
         description="Show in the report what the ranker loses on validation without each group "
         "of inputs; takes some seconds.",
     )
+    training_from: Literal["history", "impressions"] = Field(
+        "history",
+        description="Where the ranker's examples come from: candidates of past moments with "
+        "features joined point in time, or the service's impression log with features as served.",
+    )
+    impression_log: Path | None = Field(
+        None,
+        description="Folder of the impression log; by default impressions/ in the dataset's "
+        "state folder.",
+    )
+    impression_label_hours: float = Field(
+        24.0,
+        gt=0,
+        le=24 * 365,
+        description="A shown post counts as liked if that happens so soon after the request.",
+    )
     max_metric_drop: float = Field(
         0.1,
         ge=0,

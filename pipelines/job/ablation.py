@@ -13,6 +13,7 @@ from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.slices import VALIDATION, named_slices
 from pipelines.job.train import TrainingFiles
 from pipelines.ranking.ablation import feature_groups, losses
+from pipelines.ranking.impression_set import shown_in
 from pipelines.ranking.models import LightGBMRanker, Ranker, make_ranker
 from pipelines.ranking.training_set import SLICE, encode
 from pipelines.steps import code_key, content_key, read_json, write_json
@@ -59,7 +60,8 @@ def _measure(context: Context, slices: Slices, bars: Progresses) -> list[r.Group
     bar, groups, found = bars.bar("groups of inputs"), len(feature_groups(contract)), []
     for loss in losses(
         contract,
-        encode(encoder, examples, before),
+        # Of one kind there are none: examples come from the history or from what was shown.
+        encode(encoder, examples, [*before, *map(shown_in, before)]),
         encode(encoder, examples, [VALIDATION]),
         relevant.filter(pc.equal(relevant[SLICE], VALIDATION)),
         make,

@@ -36,6 +36,13 @@ from pipelines.job.slices import (
     sampled,
 )
 from pipelines.job.sources import generators, recommend_with
+from pipelines.ranking.impression_set import (
+    Shown,
+    label_impressions,
+    read_impressions,
+    shown_in,
+    with_shown,
+)
 from pipelines.ranking.models import RANKERS, Ranker, make_ranker, prediction_cost_us
 from pipelines.ranking.training_set import (
     LABEL,
@@ -51,6 +58,7 @@ from pipelines.steps import StepRecord, code_key, content_key, write_json
 from serving.inputs import InputEncoder
 
 NAME = "train"
+HISTORY, IMPRESSIONS = "history", "impressions"
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,27 @@ def run(context: Context) -> StepRecord:
         [settings.candidates_per_source, settings.users_per_slice, settings.test_users],
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         context.tuned.hash,
+        _logged(context),
         code_key("pipelines.candidates", "pipelines.ranking", "pipelines.job.train", "serving"),
         code_key("pipelines.job.sources", "pipelines.job.slices"),
     )
     return context.step(
         NAME, key, [context.workspace.training], lambda bars: _Training(context, bars).run()
     )
+
+
+def _logged(context: Context) -> list[object]:
+    """Return what tells one state of the impression log from another, if it is learnt from."""
+    settings = context.settings
+    if settings.training_from == HISTORY:
+        return []
+    files = sorted(path.name for path in impressions_of(context).rglob("*.parquet"))
+    return [settings.training_from, settings.impression_label_hours, files]
+
+
+def impressions_of(context: Context) -> Path:
+    """Return the folder of the impression log."""
+    return context.settings.impression_log or context.workspace.impressions
 
 
 class _Training:
@@ -129,16 +152,23 @@ class _Training:
             *("user_id", "post_id", "event_time", "is_positive", "weight"),
         )
         slices = slices_of(events, self.settings)
+        names = [name for name, _ in named_slices(slices)]
+        validation, training = names[-2], names[:-2]
+        learnt, everything = training, [*training, validation]
+        shown: Shown | None = None
+        if self.settings.training_from == IMPRESSIONS:
+            shown = self._shown(events, slices)
+            learnt, everything = ([shown_in(name) for name in own] for own in (learnt, everything))
         requests, relevant = self._requests(events, slices)
         examples = retrieve(self.store, requests, self.contract)
+        if shown is not None:
+            examples = with_shown(examples, shown)
         labelled = examples.filter(pc.not_equal(examples[SLICE], TEST))
         self._gate(labelled)
         encoder = InputEncoder.fit(self.contract, labelled)
-        names = [name for name, _ in named_slices(slices)]
-        validation, training = names[-2], names[:-2]
-        compared, scored = self._compare(encoder, examples, relevant, training, validation)
+        compared, scored = self._compare(encoder, examples, relevant, learnt, validation)
         best = max(compared, key=lambda name: compared[name]["validation_ndcg@10"])
-        final = self._fit(best, encode(encoder, examples, [*training, validation]), encoder)
+        final = self._fit(best, encode(encoder, examples, everything), encoder)
         self.files.folder.mkdir(parents=True, exist_ok=True)
         for table, path in (
             (examples, self.files.examples),
@@ -152,13 +182,28 @@ class _Training:
             stale.unlink()
         final.save(self.files.ranker(final.suffix))
         write_json(self.files.categories, encoder.to_json())
-        return self._facts(labelled, compared, best, slices)
+        return self._facts(labelled, compared, best, slices, shown)
+
+    def _shown(self, events: pa.Table, slices: Slices) -> Shown:
+        """Return what the service showed within the label slices, labelled."""
+        ids = self.context.workspace.lake / "ids"
+        return label_impressions(
+            read_impressions(impressions_of(self.context), self.contract),
+            (pq.read_table(ids / "users.parquet"), pq.read_table(ids / "posts.parquet")),
+            events,
+            named_slices(slices)[:-1],
+            self.settings.impression_label_hours,
+            self.contract,
+        )
 
     def _requests(self, events: pa.Table, slices: Slices) -> tuple[pa.Table, pa.Table]:
         """Return labelled candidates and the relevant pairs of every slice."""
         everything = Interactions.from_table(events)
         bar = self.bars.bar("candidate generators")
         parts = named_slices(slices)
+        if self.settings.training_from == IMPRESSIONS:
+            # What is learnt from is logged; validation and test are those of any other run.
+            parts = parts[-2:]
         requests, relevant = [], []
         for position, (name, part) in enumerate(parts):
             past = everything.until(part.start)
@@ -235,8 +280,16 @@ class _Training:
         )
 
     def _facts(
-        self, labelled: pa.Table, compared: dict[str, Any], best: str, slices: Slices
+        self,
+        labelled: pa.Table,
+        compared: dict[str, Any],
+        best: str,
+        slices: Slices,
+        shown: Shown | None,
     ) -> Mapping[str, Any]:
+        source = "labelled candidates"
+        if shown is not None:
+            source += f" with those shown in {shown.requests:,} logged requests"
         liked = pc.sum(labelled[LABEL]).as_py()
         return {
             "contract": self.contract.hash,
@@ -246,7 +299,7 @@ class _Training:
             "rankers": compared,
             "ranker": best,
             "cuts": [part.start.isoformat() for _, part in named_slices(slices)],
-            "summary": f"{labelled.num_rows:,} labelled candidates ({liked:,} liked), "
+            "summary": f"{labelled.num_rows:,} {source} ({liked:,} liked), "
             f"{best} chosen on validation",
         }
 

@@ -18,6 +18,8 @@ from serving.inputs import InputEncoder
 
 SLICE = "slice"
 LABEL = "label"
+# What follows it in the name of a slice tells apart several groups of one user.
+GROUP_MARK = ":"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def retrieve(store: FeatureStore, requests: pa.Table, contract: Contract) -> pa.
 
 def encode(encoder: InputEncoder, examples: pa.Table, slices: Sequence[str]) -> Examples:
     """Encode the examples of some slices; rows must be sorted by slice, user and post."""
-    chosen = examples.filter(pc.is_in(examples[SLICE], pa.array(list(slices), pa.string())))
+    names = [
+        name
+        for name in pc.unique(examples[SLICE]).to_pylist()
+        if name in slices or name.partition(GROUP_MARK)[0] in slices
+    ]
+    chosen = examples.filter(pc.is_in(examples[SLICE], pa.array(names, pa.string())))
     keys = chosen.select(["user_id", "post_id", SLICE, LABEL])
     groups = Groups.of(np.asarray(chosen["user_id"]), np.asarray(chosen[SLICE]))
     return Examples(
