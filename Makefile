@@ -38,5 +38,7 @@ bench: install  ## every benchmark, each beside its peer; the last line of each 
 	$(BIN)/python -m benchmarks.point_in_time
 	$(BIN)/python -m benchmarks.lists_memory
 	$(BIN)/python -m benchmarks.content
+	$(BIN)/python -m benchmarks.gates
+	$(BIN)/python -m benchmarks.bad_inputs
 	$(BIN)/python -m benchmarks.ann
 	$(BIN)/python -m benchmarks.image_embedding

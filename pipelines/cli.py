@@ -153,6 +153,11 @@ COMMANDS = {
         "pipelines.settings:DatasetSettings",
         "pipelines.doctor:doctor",
     ),
+    "gate": Command(
+        "`gate propose`: write a suite file with bounds from the data, to be reviewed.",
+        "pipelines.settings:GateSettings",
+        "pipelines.job.propose_gates:gate",
+    ),
     "stop": Command(
         "Stop the embedded Redis, if a killed run left it running.",
         "pipelines.settings:DatasetSettings",

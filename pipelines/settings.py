@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from feature_repo import workspace
 from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
@@ -52,6 +52,18 @@ class JobSettings(DatasetSettings):
     )
     drop_orphans: bool = Field(
         False, description="Leave out events whose user or post is not listed, instead of stopping."
+    )
+    quarantine_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of a raw table's rows that the gates may set aside for one reason "
+        "(into reports/quarantine, with the reason) instead of stopping; 0: any such row stops.",
+    )
+    accept_changes: bool = Field(
+        False,
+        description="The source differs from what the lake knows on purpose: the gate raw_changes "
+        "reports and does not stop.",
     )
     text_model: str = Field(
         EMBEDDED_MODEL,
@@ -196,6 +208,18 @@ class VectorsSettings(JobSettings):
     map_posts: int = Field(
         2000, ge=10, le=20_000, description="Most liked posts that the map shows."
     )
+
+
+class GateSettings(JobSettings):
+    """Settings of `feastrank gate propose`: those of the job, and where the file goes."""
+
+    action: CliPositionalArg[Literal["propose"]] = Field(description="What to do: propose.")
+    output: Path | None = Field(
+        None,
+        description="The suite file; by default beside the description, as NAME.gates.toml, where "
+        "ingest reads it.",
+    )
+    force: bool = Field(False, description="Overwrite an existing file.")
 
 
 class TuneSettings(JobSettings):

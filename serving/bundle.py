@@ -97,6 +97,7 @@ def publish(
     generation: str,
     write_files: Callable[[Path], None],
     make_manifest: Callable[[dict[str, str]], Manifest],
+    judge: Callable[[Path, Manifest], None] = lambda folder, manifest: None,
 ) -> Path:
     """Write a generation and make it the current one.
 
@@ -106,6 +107,8 @@ def publish(
         Writes every file but the manifest into the folder it is given.
     make_manifest
         Makes the manifest from the files' checksums.
+    judge
+        Raises if the staged folder must not be published; the current generation then stays.
     """
     bundles.mkdir(parents=True, exist_ok=True)
     staging = bundles / f".staging-{generation}"
@@ -114,6 +117,7 @@ def publish(
     write_files(staging)
     manifest = make_manifest({f.name: checksum(f) for f in sorted(staging.iterdir())})
     (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    judge(staging, manifest)
     _to_disk(staging)
     final = bundles / generation
     shutil.rmtree(final, ignore_errors=True)

@@ -93,4 +93,9 @@ def literal(value: Any, kind: str) -> str:
         moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
         zoned = isinstance(moment, dt.datetime) and moment.tzinfo is not None
         return f"TIMESTAMP{'TZ' if zoned else ''} '{moment.isoformat()}'"
-    return "'" + str(value).replace("'", "''") + "'"
+    return text_literal(str(value))
+
+
+def text_literal(text: str) -> str:
+    """Return a text as SQL."""
+    return "'" + text.replace("'", "''") + "'"

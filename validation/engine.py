@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from validation.columns import ROW, SOURCE, quote, reference_view
+from validation.columns import ROW, SOURCE, quote, reference_view, text_literal
 from validation.errors import MeasuringError, SuiteError, UnreadableTableError
 from validation.measures import ROWS, Measure
 
@@ -138,6 +138,38 @@ class MeasuredTable:
             f"SELECT {selected} FROM (SELECT row_number() OVER () - 1 AS {quote(ROW)}, {kept} "
             f"FROM {SOURCE}) AS t WHERE {measure.at_fault} ORDER BY t.{quote(ROW)} LIMIT {limit}"
         )
+
+    def split(self, reasons: Mapping[str, str], kept: Path, removed: Path) -> int:
+        """Write the rows without and with a reason to be set aside into two parquet files.
+
+        Parameters
+        ----------
+        reasons
+            SQL conditions that are true for rows at fault, by what must hold.
+        kept, removed
+            The files; `removed` has ``reason`` and ``row_position`` before the table's columns.
+
+        Returns
+        -------
+        How many rows were removed.
+        """
+        told = ", ".join(
+            f"CASE WHEN {condition} THEN {text_literal(says)} END"
+            for says, condition in reasons.items()
+        )
+        for path in (kept, removed):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection.execute(
+            f"CREATE OR REPLACE VIEW judged AS SELECT concat_ws('; ', {told}) AS reason, "
+            f"t.* FROM (SELECT row_number() OVER () - 1 AS {quote(ROW)}, * FROM {SOURCE}) AS t"
+        )
+        for path, query in (
+            (kept, f"SELECT * EXCLUDE (reason, {quote(ROW)}) FROM judged WHERE reason = ''"),
+            (removed, "SELECT * FROM judged WHERE reason <> ''"),
+        ):
+            self._query(f"COPY ({query}) TO {text_literal(str(path))} (FORMAT parquet)")
+        counted = f"SELECT count(*) AS n FROM read_parquet({text_literal(str(removed))})"
+        return int(self._query(counted)[0]["n"])
 
     def _shared_pass(self, aggregates: Iterable[str]) -> dict[str, Any]:
         aggregates = list(aggregates)

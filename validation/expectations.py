@@ -6,15 +6,20 @@ rendering of results do so.
 
 from typing import Any, Literal, TypeVar, get_args
 
+from great_expectations.core import ExpectationSuite
 from great_expectations.expectations.expectation import ColumnMapExpectation, Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from validation.errors import SuiteError
 
-Severity = Literal["stop", "warn"]
-"""What a broken expectation does: end the run, or be reported."""
+Severity = Literal["stop", "quarantine", "warn"]
+"""What a broken expectation does: end the run, set the rows at fault aside, or be reported."""
 
-_FAILURE_SEVERITY = {"stop": FailureSeverity.CRITICAL, "warn": FailureSeverity.WARNING}
+_FAILURE_SEVERITY = {
+    "stop": FailureSeverity.CRITICAL,
+    "quarantine": FailureSeverity.WARNING,
+    "warn": FailureSeverity.WARNING,
+}
 
 AnyExpectation = TypeVar("AnyExpectation", bound=Expectation)
 
@@ -76,6 +81,7 @@ def expect(
     says: str,
     fix: str,
     severity: Severity = "stop",
+    max_share: float | None = None,
     **settings: Any,
 ) -> AnyExpectation:
     """Return an expectation that can say itself what it expects and what to do about a failure.
@@ -89,7 +95,10 @@ def expect(
     fix
         What to do next if it does not hold.
     severity
-        ``stop`` or ``warn``; kept in the expectation's meta.
+        ``stop``, ``quarantine`` or ``warn``; kept in the expectation's meta.
+    max_share
+        For ``quarantine``: the largest share of the rows that may be set aside; more of them stop
+        the run. None: any number of them stops it.
     settings
         The expectation's own keyword arguments.
 
@@ -104,8 +113,25 @@ def expect(
         )
     made: AnyExpectation = expectation(
         description=says,
-        meta={"severity": severity, "fix": fix},
+        meta={"severity": severity, "fix": fix, "max_share": max_share or 0.0},
         severity=_FAILURE_SEVERITY[severity],
         **settings,
     )
     return made
+
+
+def quarantining(suite: ExpectationSuite, max_share: float) -> ExpectationSuite:
+    """Return a suite whose stopping expectations on single rows set up to a share of rows aside.
+
+    Those that tolerate some rows at fault already (``mostly``) stay as they are.
+    """
+    relaxed = []
+    for expectation in suite.expectations:
+        meta = dict(expectation.meta or {})
+        is_on_rows = isinstance(expectation, ColumnMapExpectation)
+        stops = meta.get("severity", "stop") == "stop"
+        if is_on_rows and stops and max_share and getattr(expectation, "mostly", 1.0) == 1.0:
+            meta |= {"severity": "quarantine", "max_share": max_share}
+            expectation = expectation.copy(update={"meta": meta})
+        relaxed.append(expectation)
+    return ExpectationSuite(suite.name, expectations=relaxed)

@@ -38,6 +38,7 @@ __all__ = [
     "GateFailure",
     "GateResult",
     "MeasuringError",
+    "Quarantine",
     "SuiteError",
     "Table",
     "UnreadableTableError",
@@ -45,7 +46,10 @@ __all__ = [
     "run_gate",
 ]
 
-ID_COLUMNS = ("user_id", "post_id", "external_id", "event_timestamp")
+ID_COLUMNS = (
+    *("user_id", "post_id", "external_id", "event_timestamp"),
+    *("file", "view", "first_difference"),
+)
 """Columns that tell which row it is; shown with a row at fault, where the table has them."""
 
 ROWS_KEPT = 20
@@ -70,7 +74,7 @@ class CheckResult:
     column
         The column, or the columns with commas between; None for the whole table.
     severity
-        ``stop`` or ``warn``.
+        ``stop``, ``quarantine`` or ``warn``.
     success
         Whether it holds.
     rows
@@ -85,6 +89,8 @@ class CheckResult:
         What to do next.
     first_rows
         The first rows at fault: ``row_position`` (from 0), ids and the columns concerned.
+    max_share
+        For ``quarantine``: the largest share of the rows that may be set aside.
     """
 
     expectation: str
@@ -98,6 +104,16 @@ class CheckResult:
     misfit: str | None
     fix: str
     first_rows: tuple[dict[str, Any], ...]
+    max_share: float = 0.0
+
+    @property
+    def stops(self) -> bool:
+        """Whether it ends the run: broken, and not to be reported or set aside only."""
+        if self.success or self.severity == "warn":
+            return False
+        if self.severity == "quarantine" and self.unexpected_count is not None:
+            return self.unexpected_count > self.max_share * self.rows
+        return True
 
     @property
     def message(self) -> str:
@@ -114,6 +130,8 @@ class CheckResult:
         if self.unexpected_count is None:
             return f"found {_shown(self.observed)}"
         counts = f"{self.unexpected_count:,} of {self.rows:,} rows fail"
+        if self.severity == "quarantine" and self.stops:
+            counts += f", more than the share of {self.max_share:g} that may be set aside"
         if not self.first_rows:
             return counts
         shown = "; ".join(_row_text(row) for row in self.first_rows[:ROWS_SHOWN])
@@ -130,7 +148,7 @@ class GateResult:
     gate
         The suite's name.
     success
-        Whether no expectation of severity ``stop`` was broken.
+        Whether no broken expectation stops the run.
     rows
         Rows of the table.
     checked_at
@@ -141,6 +159,10 @@ class GateResult:
         One entry an expectation, in the suite's order.
     page
         The gate's Data Docs page.
+    quarantined
+        Rows set aside.
+    quarantine
+        The parquet file of those rows; None if there are none.
     """
 
     gate: str
@@ -150,11 +172,18 @@ class GateResult:
     seconds: float
     checks: tuple[CheckResult, ...]
     page: str
+    quarantined: int = 0
+    quarantine: str | None = None
 
     @property
     def failures(self) -> tuple[CheckResult, ...]:
         """The broken expectations that stop the run."""
-        return self._broken("stop")
+        return tuple(check for check in self.checks if check.stops)
+
+    @property
+    def set_aside(self) -> tuple[CheckResult, ...]:
+        """The broken expectations whose rows were set aside."""
+        return tuple(c for c in self._broken("quarantine") if not c.stops)
 
     @property
     def warnings(self) -> tuple[CheckResult, ...]:
@@ -173,7 +202,7 @@ class GateResult:
 
 
 class GateFailure(ValidationError):  # noqa: N818 - a gate fails; the name is the published API
-    """A table broke at least one expectation of severity ``stop``.
+    """A table broke at least one expectation that stops the run.
 
     Parameters
     ----------
@@ -186,6 +215,23 @@ class GateFailure(ValidationError):  # noqa: N818 - a gate fails; the name is th
         reasons = [c for c in result.failures if not _follows_from_missing(c, result.failures)]
         lines = [f"gate {result.gate}: {check.message}" for check in reasons]
         super().__init__("\n".join([*lines, f"Data Docs: {result.page}"]))
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Where a gate splits a table into, if expectations of severity ``quarantine`` are broken.
+
+    Parameters
+    ----------
+    kept
+        Parquet file of the rows that go on, in the table's order.
+    removed
+        Parquet file of the others: ``reason`` string (what must hold, ``; `` between several),
+        ``row_position`` int64 from 0, then the table's columns. Removed if there are none.
+    """
+
+    kept: Path
+    removed: Path
 
 
 @dataclass(frozen=True)
@@ -230,6 +276,7 @@ def run_gate(
     now: datetime,
     references: Mapping[str, Table] | None = None,
     memory_limit: str = MEMORY_LIMIT,
+    quarantine: Quarantine | None = None,
 ) -> GateResult:
     """Judge every row of a table by a suite and write Data Docs.
 
@@ -248,16 +295,18 @@ def run_gate(
         Tables that values must exist in, by the name that the suite uses.
     memory_limit
         What DuckDB may hold before it spills to disk.
+    quarantine
+        Where rows that are set aside go; without it they stop the run.
 
     Returns
     -------
     GateResult
-        Also when expectations of severity ``warn`` were broken.
+        Also when expectations of severity ``warn`` were broken, or rows were set aside.
 
     Raises
     ------
     GateFailure
-        If an expectation of severity ``stop`` is broken; Data Docs are written before.
+        If an expectation is broken that stops the run; Data Docs are written before.
     UnreadableTableError, MeasuringError
         If the table cannot be read or measured.
     SuiteError
@@ -273,17 +322,21 @@ def run_gate(
         with MeasuredTable(table, references, memory_limit) as measured:
             judged = judgement.judge(suite, measured, ID_COLUMNS, ROWS_KEPT)
             rows = measured.rows
+            checks = tuple(_check(one, rows, quarantine) for one in judged)
+            success = not any(check.stops for check in checks)
+            quarantined = _set_aside(judged, checks, measured, quarantine) if success else 0
     except (MeasuringError, UnreadableTableError, SuiteError) as error:
         raise type(error)(f"gate {suite.name}: {error}") from error
-    checks = tuple(_check(one, rows) for one in judged)
     result = GateResult(
         gate=suite.name,
-        success=not any(not c.success and c.severity == "stop" for c in checks),
+        success=success,
         rows=rows,
         checked_at=now.isoformat(),
         seconds=round(time.perf_counter() - started, 3),
         checks=checks,
         page=str(docs / f"{suite.name}.html"),
+        quarantined=quarantined,
+        quarantine=str(quarantine.removed) if quarantine is not None and quarantined else None,
     )
     data_docs.write(docs, result.to_dict(), judgement.suite_result(suite, judged, now))
     if not result.success:
@@ -291,16 +344,40 @@ def run_gate(
     return result
 
 
-def _check(judged: "Judged", rows: int) -> CheckResult:
+def _set_aside(
+    judged: Iterable["Judged"],
+    checks: Iterable[CheckResult],
+    table: MeasuredTable,
+    quarantine: Quarantine | None,
+) -> int:
+    """Split the table, if rows are to be set aside; return how many were."""
+    reasons = {
+        check.says: one.at_fault
+        for one, check in zip(judged, checks, strict=True)
+        if not check.success and check.severity == "quarantine" and one.at_fault is not None
+    }
+    if quarantine is None:
+        return 0
+    if not reasons:
+        quarantine.removed.unlink(missing_ok=True)
+        return 0
+    return table.split(reasons, quarantine.kept, quarantine.removed)
+
+
+def _check(judged: "Judged", rows: int, quarantine: Quarantine | None) -> CheckResult:
     expectation, found = judged.expectation, judged.result.result
     meta = expectation.meta or {}
     kind = expectation.expectation_type
+    severity = meta.get("severity", "stop")
+    if severity == "quarantine" and (quarantine is None or judged.at_fault is None):
+        # Nowhere to put the rows, or not about single rows.
+        severity = "stop"
     observed = found.get("details", {}).get("mismatched", found.get("observed_value"))
     return CheckResult(
         expectation=kind,
         says=expectation.description or _words(kind, expectation.configuration.kwargs),
         column=", ".join(judged.subject) or getattr(expectation, "column", None),
-        severity=meta.get("severity", "stop"),
+        severity=severity,
         success=bool(judged.result.success),
         rows=rows,
         unexpected_count=found.get("unexpected_count"),
@@ -308,6 +385,7 @@ def _check(judged: "Judged", rows: int) -> CheckResult:
         misfit=judged.misfit,
         fix=meta.get("fix", ""),
         first_rows=judged.first_rows,
+        max_share=meta.get("max_share", 0.0),
     )
 
 

@@ -26,13 +26,17 @@ from validation.measures import Measure, measure
 
 @dataclass(frozen=True)
 class Judged:
-    """One expectation, great-expectations' result, and the first rows at fault."""
+    """One expectation, great-expectations' result, and the first rows at fault.
+
+    `at_fault` is SQL that is true for the rows at fault; None if it is not about single rows.
+    """
 
     expectation: Expectation
     result: ExpectationValidationResult
     misfit: str | None = None
     subject: tuple[str, ...] = ()
     first_rows: tuple[dict[str, Any], ...] = ()
+    at_fault: str | None = None
 
 
 def judge(
@@ -125,7 +129,7 @@ def _judge_one(
         expectation_config=expectation.configuration,
         result=found,
     )
-    return Judged(expectation, result, None, one.subject, tuple(first_rows))
+    return Judged(expectation, result, None, one.subject, tuple(first_rows), one.at_fault)
 
 
 def _ask(expectation: Expectation, metrics: dict[str, Any], rows_kept: int) -> dict[str, Any]:

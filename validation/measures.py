@@ -21,6 +21,7 @@ from validation.columns import (
     literal,
     quote,
     reference_view,
+    text_literal,
     type_name,
 )
 from validation.errors import SuiteError
@@ -169,6 +170,13 @@ def _in_set(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> M
     listed = ", ".join(literal(v, kind) for v in comparable)
     value = columns.value(expectation.column)
     return _values(expectation, columns, f"{value} IN ({listed})" if listed else "FALSE")
+
+
+def _no_match(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
+    columns.require(expectation.column, "text")
+    value = columns.value(expectation.column)
+    good = f"NOT regexp_matches({value}, {text_literal(expectation.regex)})"
+    return _values(expectation, columns, good)
 
 
 def _finite(expectation: Any, columns: Columns, _: Mapping[str, pa.Schema]) -> Measure:
@@ -375,6 +383,7 @@ _MEASURES: Mapping[str, _Measurer] = {
     "expect_column_values_to_not_be_null": _not_null,
     "expect_column_values_to_be_between": _between,
     "expect_column_values_to_be_in_set": _in_set,
+    "expect_column_values_to_not_match_regex": _no_match,
     "expect_column_values_to_be_finite": _finite,
     "expect_column_values_to_be_unique": _unique,
     "expect_column_values_to_exist_in_table": _exists_in,

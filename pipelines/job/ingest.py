@@ -2,18 +2,26 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.datasets.fetch import fetch
 from pipelines.datasets.lake import read_before, recover, write_lake
+from pipelines.datasets.lake_state import events_rules, read_state
 from pipelines.datasets.normalise import RawTables, read_raw
 from pipelines.datasets.parts import Databases, Stamp, drained_parts
 from pipelines.job.context import Bar, Context, Progresses
-from pipelines.job.gates import judge
+from pipelines.job.gates import judge, suites_file
 from pipelines.steps import StepRecord, code_key, content_key
+from validation.changes import Comparison, History, Sources
+from validation.written import read_suites
+
+if TYPE_CHECKING:
+    from great_expectations.core import ExpectationSuite
+
+    from validation.expectations import Severity
 
 NAME = "ingest"
 
@@ -21,12 +29,13 @@ NAME = "ingest"
 def run(context: Context) -> StepRecord:
     """Bring the dataset into the lake, unless neither source nor description changed."""
     recover(context.workspace.lake)
-    base = base_folder(context)
+    base, suites = base_folder(context), suites_file(context)
     key = content_key(
         NAME,
         context.dataset.fingerprint(),
         _stamps(context, base),
-        context.settings.drop_orphans,
+        [context.settings.drop_orphans, context.settings.quarantine_share],
+        suites.read_text(encoding="utf-8") if suites.exists() else None,
         code_key(
             "pipelines.datasets",
             "feature_repo.dataset",
@@ -79,7 +88,7 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
         before = read_before(context.dataset, context.workspace.lake)
         drained = context.workspace.drained
         raw = read_raw(context.dataset, base, raw_folder, progress, before, drained)
-        _gate(context, raw)
+        raw, aside = _gate(context, raw)
         result = write_lake(
             raw,
             context.workspace.lake,
@@ -89,31 +98,70 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
     finally:
         shutil.rmtree(raw_folder, ignore_errors=True)
     removed = f", {result.duplicates:,} duplicates removed" if result.duplicates else ""
+    set_aside = f", {aside:,} rows set aside" if aside else ""
     orphans = f", {result.orphans:,} orphans dropped" if result.orphans else ""
     return {
         **asdict(result),
+        "quarantined": aside,
         "summary": f"{result.users:,} users, {result.posts:,} posts, {result.events:,} events "
-        f"({result.new_events:,} new{removed}{orphans}), gates passed",
+        f"({result.new_events:,} new{removed}{orphans}{set_aside}), gates passed",
     }
 
 
-def _gate(context: Context, raw: RawTables) -> None:
+def _gate(context: Context, raw: RawTables) -> tuple[RawTables, int]:
+    """Judge the raw tables; return them without the rows set aside, and how many those are."""
     # great-expectations takes seconds to import, which a skipped step need not pay.
+    from great_expectations.core import ExpectationSuite
+
+    from validation.expectations import quarantining
     from validation.suites.raw_entities import raw_posts, raw_users
     from validation.suites.raw_events import raw_events
 
-    now = datetime.now(UTC)
+    now, share = datetime.now(UTC), context.settings.quarantine_share
+    reviewed = read_suites(suites_file(context))
+    judged: dict[str, Path] = {}
+    aside = 0
+
+    def gate(name: str, suite: "ExpectationSuite", table: Path) -> None:
+        nonlocal aside
+        kept = table.with_name(f"{name}-kept.parquet")
+        relaxed = quarantining(suite, share)
+        # What was reviewed says itself how strict it is.
+        expectations = [*relaxed.expectations, *reviewed.get(suite.name, [])]
+        suite = ExpectationSuite(suite.name, expectations=expectations)
+        result = judge(context, suite, table, references, kept)
+        judged[name] = kept if result.quarantined else table
+        aside += result.quarantined
+
     references: dict[str, Path] = {}
-    for name, table, suite in (("users", raw.users, raw_users), ("posts", raw.posts, raw_posts)):
-        if table is not None:
-            judge(context, suite(raw.dataset, now), table)
-            references[name] = table
-    if context.settings.drop_orphans:
-        references.clear()
-    suite = raw_events(
-        raw.dataset,
-        now,
-        references=references,
-        is_addition=raw.before.reached is not None,
-    )
-    judge(context, suite, raw.events, references)
+    if raw.users is not None:
+        gate("users", raw_users(raw.dataset, now), raw.users)
+    if raw.posts is not None:
+        gate("posts", raw_posts(raw.dataset, now), raw.posts)
+    if not context.settings.drop_orphans:
+        references |= judged
+    is_addition = raw.before.reached is not None
+    suite = raw_events(raw.dataset, now, references=references, is_addition=is_addition)
+    gate("events", suite, raw.events)
+    users, posts = judged.get("users"), judged.get("posts")
+    raw = replace(raw, users=users, posts=posts, events=judged["events"])
+    _gate_changes(context, raw)
+    return raw, aside
+
+
+def _gate_changes(context: Context, raw: RawTables) -> None:
+    """Judge what the source says now against what the lake knows."""
+    from validation.suites.raw_changes import changes_table, raw_changes
+
+    lake = context.workspace.lake
+    history: History = "addition" if raw.before.reached is not None else "whole"
+    if not raw.dataset.has_clock or read_state(lake).get("events_rules") != events_rules(
+        raw.dataset
+    ):
+        history = "none"
+    sources = Sources(raw.events, raw.users, raw.posts)
+    with Comparison(raw.dataset, sources, lake, history) as comparison:
+        changes = comparison.changes()
+    severity: Severity = "warn" if context.settings.accept_changes else "stop"
+    if changes:
+        judge(context, raw_changes(changes, severity), changes_table(changes))

@@ -14,6 +14,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 
 from feastpack.writer import delete_namespace
 from pipelines.job.context import Context, Progresses, moment_of, open_store
+from pipelines.job.published_gates import judge_online
 from pipelines.steps import StepRecord, content_key
 from serving.generation import staged_store
 from serving.recommender import redis_of
@@ -49,6 +50,7 @@ def run(context: Context) -> StepRecord:
             with redirect_stdout(StringIO()):
                 staged.materialize(first_event - timedelta(days=1), moment, feature_views=[view])
             bar(done, len(views))
+        judge_online(context, staged, staged.list_feature_views(), moment)
         redis.set(marker, key)
         return {
             "as_of": None if live else moment.isoformat(),

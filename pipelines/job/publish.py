@@ -25,6 +25,7 @@ from pipelines.job.evaluate import LIBRARIES
 from pipelines.job.features import read_events
 from pipelines.job.fresh import has_fresh_form, pasts, write_fresh_sources
 from pipelines.job.materialize import is_complete, marker_of, namespaces
+from pipelines.job.published_gates import judge_files, judge_lists
 from pipelines.job.sources import generators, recommend_with
 from pipelines.job.train import TrainingFiles
 from pipelines.monitoring import drift
@@ -57,7 +58,13 @@ def run(context: Context) -> StepRecord:
         evaluate.key,
         materialize.key,
         code_key(
-            *("pipelines.job.publish", "pipelines.job.fresh", "serving.bundle", "serving.lists"),
+            *(
+                "pipelines.job.publish",
+                "pipelines.job.published_gates",
+                "pipelines.job.fresh",
+                "serving.bundle",
+                "serving.lists",
+            ),
             *("serving.history", "serving.fresh", "serving.index", "serving.event_rules"),
             *("serving.post_facts", "serving.segments"),
         ),
@@ -139,6 +146,7 @@ class _Publication:
         name = self.context.dataset.name
         for done in write_pasts(self.redis, name, self.generation, pasts(interactions)):
             histories(done, len(interactions.user_ids))
+        judge_lists(self.context, self.redis, self.prefix, users.sort().to_numpy())
         self.redis.set(f"{self.prefix}{COMPLETE}", len(users))
         previous = current_generation(self.context.workspace.bundles)
         publish(
@@ -146,6 +154,7 @@ class _Publication:
             self.generation,
             lambda folder: self._write_files(folder, strangers),
             self._manifest,
+            lambda folder, manifest: judge_files(self.context, folder, manifest),
         )
         _switch_namespace(self.context.workspace, self.namespace)
         self._note_materialization()

@@ -3,15 +3,20 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from job_runner import Job
 from tiny_feed import Feed, Row, make_feed
 
+from pipelines.job import materialize, publish
+
 GATE, ERROR = 3, 1
+AS_OF = ("--as-of", "2024-05-25T00:00:00")
 Change = Callable[[Feed], Feed]
 
 
@@ -230,6 +235,122 @@ def test_orphans_are_dropped_and_counted_if_asked_for(job: Job):
     assert job.facts("ingest")["posts"] == 120
 
 
+def test_rows_at_fault_are_set_aside_up_to_the_share_that_is_allowed(job: Job):
+    events(make_feed(), "post", ["p900", "p901", "p900"]).write(job.home / "source")
+    outcome = job.do("ingest", "--quarantine-share", "0.01", "--accept-changes")
+    assert outcome.code == 0, outcome.err
+    assert "3 rows set aside" in outcome.out
+    assert "post_id must exist in posts: 3 of 2,617 rows fail" in outcome.out
+    aside = pq.read_table(job.workspace.reports / "quarantine" / "raw_events.parquet")
+    assert aside["post_id"].to_pylist() == ["p900", "p901", "p900"]
+    assert set(aside["reason"].to_pylist()) == {"post_id must exist in posts"}
+    assert job.facts("ingest")["quarantined"] == 3
+    refused = job.do("ingest", "--quarantine-share", "0.001")
+    assert refused.code == GATE
+    assert "more than the share of 0.001 that may be set aside" in refused.err
+
+
+def moved(feed: Feed, hours: int) -> Feed:
+    rows = [
+        {**r, "time": (datetime.fromisoformat(r["time"]) + timedelta(hours=hours)).isoformat()}
+        for r in feed.events
+    ]
+    return feed.with_(events=rows)
+
+
+# Well-formed, but not what was told before.
+CHANGED = {
+    "times in another zone": (lambda f: moved(f, 1), "of the events known in the source's span"),
+    "a file cut short": (
+        lambda f: f.with_(events=f.events[:-400]),
+        "the source's last event must not be earlier than the last one known, in days: found",
+    ),
+    "ages in months": (
+        lambda f: f.with_(users=[{**row, "age": row["age"] * 12} for row in f.users]),
+        "the median of age, ",
+    ),
+    "a part of the posts": (
+        lambda f: f.with_(posts=f.posts[:100]),
+        "posts known at most 0.1 may be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_source_that_tells_the_past_otherwise_is_refused(job: Job, name: str):
+    change, says = CHANGED[name]
+    before = job.published()
+    change(make_feed()).write(job.home / "source")
+    outcome = job.do("run", "--drop-orphans")
+    assert outcome.code == GATE, outcome.out
+    assert f"gate raw_changes: {says}" in outcome.err or (
+        says in outcome.err and "gate raw_changes" in outcome.err
+    ), outcome.err
+    assert job.published() == before
+
+
+def test_an_ordinary_next_month_passes(job: Job):
+    """Some users come and some go; what was known stays."""
+    feed, later = make_feed(), make_feed(seed=8)
+    more = moved(later.with_(events=later.events[::3]), 24 * 91).events
+    feed.with_(events=[*feed.events, *more]).write(job.home / "source")
+    outcome = job.do("ingest")
+    assert outcome.code == 0, outcome.err
+    assert job.facts("ingest")["new_events"] == len(more)
+
+
+def test_a_bundle_with_bad_lists_or_files_is_not_published(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+):
+    before = job.in_bundles()
+
+    def twice(scores: pa.Table, *_: object, **__: object) -> pa.Table:
+        return pa.concat_tables([scores, scores])
+
+    honest = publish.recommend_with
+    monkeypatch.setattr(publish, "recommend_with", lambda *a: twice(honest(*a)))
+    assert job.do("materialize", *AS_OF).code == 0
+    outcome = job.do("publish", *AS_OF)
+    assert outcome.code == GATE, outcome.out
+    assert "gate bundle_lists: repeated must be at least 0 and at most 0" in outcome.err
+    assert job.in_bundles() == before
+    monkeypatch.setattr(publish, "recommend_with", honest)
+    shrink = publish.EventRules.save
+    monkeypatch.setattr(
+        publish.EventRules, "save", lambda self, folder: (folder / "events.json").write_text("")
+    )
+    outcome = job.do("publish", *AS_OF)
+    assert outcome.code == GATE, outcome.out
+    assert "gate bundle_files: bytes must be at least 1" in outcome.err
+    assert "file=events.json" in outcome.err
+    assert job.in_bundles() == before
+    monkeypatch.setattr(publish.EventRules, "save", shrink)
+    assert job.do("publish", *AS_OF).code == 0
+
+
+def test_what_is_online_must_be_what_the_feature_tables_say(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+):
+    before = job.published()
+    tables = job.workspace.features / "post_activity.parquet"
+    judged = materialize.judge_online
+
+    def other_table(*arguments: object) -> None:
+        table = pq.read_table(tables)
+        column = "post_event_count_lifetime"
+        place = table.schema.get_field_index(column)
+        more = pc.add(table[column], 1).cast(table.schema.field(column).type)
+        pq.write_table(table.set_column(place, column, more), tables)
+        judged(*arguments)
+
+    monkeypatch.setattr(materialize, "judge_online", other_table)
+    outcome = job.do("materialize", *AS_OF)
+    assert outcome.code == GATE, outcome.out
+    assert "gate online: served values must equal the feature tables' latest rows" in outcome.err
+    assert "view=post_activity" in outcome.err
+    assert job.in_bundles() == before[0]
+
+
 def shuffled(feed: Feed, seed: int = 1) -> Feed:
     """Give likes to views by chance: what was learned before holds no longer."""
     rng = np.random.default_rng(seed)
@@ -263,3 +384,27 @@ def test_a_model_worse_than_the_published_one_is_refused(job: Job):
     assert job.published() == before
     answer = job.do("recommend", "--user", "u003", "--top", "3")
     assert answer.code == 0, answer.err
+
+
+def test_a_proposed_suite_is_a_file_that_the_next_ingest_obeys(job: Job):
+    path = job.description.with_name("feed.gates.toml")
+    outcome = job.do("gate", "propose")
+    assert outcome.code == 0, outcome.err
+    assert str(path) in outcome.out
+    assert job.do("ingest").code == 0
+    text = path.read_text(encoding="utf-8")
+    assert 'says = "city must be one of the 2 values seen"' in text
+    again = job.do("gate", "propose")
+    assert (again.code, "exists; pass --force" in again.err) == (ERROR, True)
+    feed = make_feed()
+    feed.with_(users=with_(feed.users, "city", ["Ulm", "Atlantis"])).write(job.home / "source")
+    refused = job.do("ingest")
+    assert refused.code == GATE
+    assert "gate raw_users: city must be one of the 2 values seen: 1 of 40 rows fail" in refused.err
+    path.write_text(text.replace('"stop"', '"warn"'), encoding="utf-8")
+    warned = job.do("ingest")
+    assert warned.code == 0, warned.err
+    assert "city must be one of the 2 values seen: 1 of 40 rows fail" in warned.out
+    path.write_text('[[raw_users]]\ntype = "expect_magic"\n', encoding="utf-8")
+    unknown = job.do("ingest")
+    assert (unknown.code, "unknown type 'expect_magic'" in unknown.err) == (GATE, True)

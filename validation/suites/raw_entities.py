@@ -6,7 +6,7 @@ from datetime import datetime
 from great_expectations.core import ExpectationSuite
 from great_expectations.expectations.expectation import Expectation
 
-from feature_repo.dataset import Dataset, EntityTable
+from feature_repo.dataset import Dataset, EntityTable, Posts
 from feature_repo.dataset_columns import Attribute
 from validation.suites import vocabulary as v
 
@@ -63,8 +63,10 @@ def _entities(
             v.has_rows(2, table, f"add rows to the source, or check 'path' in {section}"),
             v.is_of_type(key, "string", f"check 'id' in {section}"),
             v.is_present(key, "remove these rows from the source or give them ids"),
+            v.is_clean_id(key, "repair the ids in the source, in every table"),
             v.is_unique(key, f"keep one row for each of the {table} in the source"),
             _known_time(now, section) if dated else [],
+            _texts(described, section) if isinstance(described, Posts) else [],
             *(_attribute(attribute, max_null_share, section) for attribute in attributes),
         ),
     )
@@ -80,12 +82,25 @@ def _known_time(now: datetime, section: str) -> list[Expectation]:
     ]
 
 
+def _texts(posts: Posts, section: str) -> list[Expectation]:
+    fix = f"repair the source, or check 'encoding' in {section}"
+    columns = (("title", posts.title is not None), ("text", bool(posts.text)))
+    return [v.is_clean_text(column, fix) for column, described in columns if described]
+
+
+def _number(name: str) -> list[Expectation]:
+    fix = "repair the source"
+    return [v.is_finite(name, fix), v.lies_between(name, -v.LARGEST, v.LARGEST, fix)]
+
+
 def _attribute(attribute: Attribute, max_null_share: float, section: str) -> list[Expectation]:
     name = attribute.name
+    repair = f"repair the source, or check 'encoding' in {section}"
     drop = f"remove attribute '{name}' from {section}"
     return v.flat(
         v.is_of_type(name, _TYPES[attribute.type], f"check the attribute's 'type' in {section}"),
         v.is_present(name, f"fill it in the source or {drop}", max_null_share=max_null_share),
         v.varies(name, f"it tells nothing; {drop}"),
-        v.is_finite(name, "repair the source") if attribute.type == "numeric" else [],
+        _number(name) if attribute.type == "numeric" else [],
+        v.is_clean_text(name, repair) if attribute.type == "categorical" else [],
     )

@@ -67,9 +67,11 @@ def raw_events(
                 now + CLOCK_TOLERANCE,
                 f"check 'time' in {_SECTION}: its column, format (epoch_s or epoch_ms?) and zone",
             ),
+            v.is_clean_id("user_id", "repair the ids in the source, in every table"),
+            v.is_clean_id("post_id", "repair the ids in the source, in every table"),
             _references(references),
             [] if is_addition else _labels(dataset),
-            _numbers(dataset, varied=not is_addition),
+            _numbers(dataset, is_addition=is_addition),
             v.are_unique_together(
                 ["user_id", "post_id", "action", "event_time"],
                 "ingest removes and counts them; if they are not mistakes, check 'time'",
@@ -128,15 +130,17 @@ def _labels(dataset: Dataset) -> list[Expectation]:
     return labels
 
 
-def _numbers(dataset: Dataset, *, varied: bool) -> list[Expectation]:
+def _numbers(dataset: Dataset, *, is_addition: bool) -> list[Expectation]:
     fix = "repair the source"
     numbers = [
         v.is_finite("value", fix),
+        v.lies_between("value", -v.LARGEST, v.LARGEST, fix),
         v.is_finite("weight", fix),
         v.lies_between("weight", 0, None, f"check 'weight' in {_SECTION}"),
     ]
-    if varied and dataset.events.value is not None:
-        numbers.append(
-            v.varies("value", f"it tells nothing; remove 'value' from {_SECTION}", severity="warn")
-        )
+    if dataset.events.value is not None and not is_addition:
+        numbers += [
+            v.is_not_all_null("value", f"check 'value' in {_SECTION}"),
+            v.varies("value", f"it tells nothing; remove 'value' from {_SECTION}", severity="warn"),
+        ]
     return numbers

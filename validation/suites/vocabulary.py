@@ -18,6 +18,9 @@ from validation.expectations import (
     expect,
 )
 
+LARGEST = 1e12
+"""Larger numbers are no attributes of anything, but damage or a default."""
+
 TIME = "timestamp[us, tz=UTC]"
 """The only type of times: microseconds, UTC."""
 
@@ -122,6 +125,43 @@ def exists_in(column: str, table: str, other_column: str, fix: str) -> Expectati
         other_table=table,
         other_column=other_column,
     )
+
+
+_UNPRINTABLE = r"[\x{00}-\x{08}\x{0e}-\x{1f}\x{7f}\x{fffd}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
+_UNFIT_IN_IDS = rf"^\s|\s$|[\t\r\n\x{{200b}}\x{{feff}}]|{_UNPRINTABLE}"
+
+
+def is_clean_text(column: str, fix: str, *, severity: Severity = "stop") -> Expectation:
+    """No control characters, replacement characters, or changes of writing direction."""
+    return expect(
+        gxe.ExpectColumnValuesToNotMatchRegex,
+        says=f"{column} must not hold control or replacement characters",
+        fix=fix,
+        severity=severity,
+        column=column,
+        regex=_UNPRINTABLE,
+    )
+
+
+def is_clean_id(column: str, fix: str, longest: int = 256) -> list[Expectation]:
+    """Ids are neither empty nor long, and hold nothing that is not seen."""
+    return [
+        expect(
+            gxe.ExpectColumnValuesToNotMatchRegex,
+            says=f"{column} must hold no spaces around it and no characters that are not seen",
+            fix=fix,
+            column=column,
+            regex=_UNFIT_IN_IDS,
+        ),
+        expect(
+            gxe.ExpectColumnValueLengthsToBeBetween,
+            says=f"{column} must have 1 to {longest} characters",
+            fix=fix,
+            column=column,
+            min_value=1,
+            max_value=longest,
+        ),
+    ]
 
 
 def lies_between(
