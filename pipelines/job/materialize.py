@@ -6,10 +6,11 @@ Feast's registry, and `publish` switches to both.
 
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
+import duckdb
 from feast.protos.feast.core.Registry_pb2 import Registry
 
 from feastpack.writer import delete_namespace
@@ -18,6 +19,7 @@ from pipelines.job.published_gates import judge_online
 from pipelines.steps import StepRecord, content_key
 from serving.generation import staged_store
 from serving.recommender import redis_of
+from validation.columns import text_literal
 
 NAME = "materialize"
 
@@ -28,6 +30,7 @@ def run(context: Context) -> StepRecord:
     store = open_store(context.workspace)
     last_event = datetime.fromisoformat(context.record("ingest").facts["last_time"])
     first_event = datetime.fromisoformat(context.record("ingest").facts["first_time"])
+    begin = min(first_event, *_first_rows(context)) - timedelta(days=1)
     moment = moment_of(context.settings, last_event)
     # Live data is materialized afresh every run: windows move with the clock.
     live = moment != last_event and context.settings.as_of is None
@@ -48,14 +51,14 @@ def run(context: Context) -> StepRecord:
         for done, view in enumerate(views, 1):
             # Feast announces every view on standard output; the step has its own line.
             with redirect_stdout(StringIO()):
-                staged.materialize(first_event - timedelta(days=1), moment, feature_views=[view])
+                staged.materialize(begin, moment, feature_views=[view])
             bar(done, len(views))
         judge_online(context, staged, staged.list_feature_views(), moment)
         redis.set(marker, key)
         return {
             "as_of": None if live else moment.isoformat(),
             "moment": moment.isoformat(),
-            "first": (first_event - timedelta(days=1)).isoformat(),
+            "first": begin.isoformat(),
             "namespace": namespace,
             "summary": f"{len(views)} views into Redis, as of {moment:%Y-%m-%d %H:%M} UTC",
         }
@@ -64,6 +67,17 @@ def run(context: Context) -> StepRecord:
         return is_complete(redis, context.dataset.name, namespace)
 
     return context.step(NAME, key, [registry], work, is_there=is_there)
+
+
+def _first_rows(context: Context) -> Iterator[datetime]:
+    """Yield each feature table's first time: users and posts may be older than every event."""
+    for table in sorted(context.workspace.features.glob("*.parquet")):
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            query = f"SELECT min(event_timestamp) FROM read_parquet({text_literal(str(table))})"
+            first = connection.sql(query).to_arrow_table().column(0)[0].as_py()
+        if first is not None:
+            yield first.astimezone(UTC)
 
 
 def _never_materialized(registry: bytes) -> bytes:

@@ -141,6 +141,8 @@ def _online_row(
             f"WHERE event_timestamp <= TIMESTAMPTZ '{moment.isoformat(sep=' ')}'"
         )
         known = connection.execute(f"SELECT DISTINCT {key} FROM past ORDER BY 1").fetchnumpy()[key]
+        if not len(known):
+            return view.name, 0, 0, 0, 0, None
         sample = known[:: max(1, len(known) // SAMPLED_ENTITIES)]
         connection.register("sample", pa.table({key: sample}))
         expected = connection.execute(
