@@ -1,6 +1,6 @@
 """Leakage: what was known before a cut must not depend on what came after it, not by a bit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -91,6 +91,74 @@ def differences(
         if count:
             found.append(Difference(name, column, int(count), int(rows), example[:200]))
     return found
+
+
+def late_features(examples: Path, tables: Mapping[str, tuple[Path, str]]) -> list[Difference]:
+    """Compare training rows with each feature's latest value that is not after their moment.
+
+    The labels of a row lie at or after its ``event_timestamp``; a feature that became known later
+    would be the answer. The join is done anew here, by another way than Feast's.
+
+    Parameters
+    ----------
+    examples
+        Parquet file of the training set: keys, ``event_timestamp``, features.
+    tables
+        By view: its feature table, and its key.
+    """
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    source = f"read_parquet({_text(str(examples))})"
+    given = set(_columns(connection, examples))
+    (rows,) = _one(connection, f"SELECT count(*) FROM {source}")
+    found = []
+    for view, (path, key) in tables.items():
+        joined = (
+            f"{source} AS e ASOF LEFT JOIN read_parquet({_text(str(path))}) AS t "
+            f"ON e.{_name(key)} = t.{_name(key)} AND e.event_timestamp >= t.event_timestamp"
+        )
+        features = [c for c in _columns(connection, path) if c in given]
+        for column in (c for c in features if c not in (key, "event_timestamp")):
+            mine, known = f"e.{_name(column)}", f"t.{_name(column)}"
+            count, example = _one(
+                connection,
+                f"SELECT count(*), first('{key} ' || e.{_name(key)} || ': ' || "
+                f"coalesce({mine}::VARCHAR, 'null') || ', known then ' || "
+                f"coalesce({known}::VARCHAR, 'null')) "
+                f"FROM {joined} WHERE {mine} IS DISTINCT FROM {known}",
+            )
+            if count:
+                found.append(Difference(view, column, int(count), int(rows), example[:200]))
+    return found
+
+
+def early_labels(examples: Path, events: Path) -> list[Difference]:
+    """Find training rows of label 1 whose user did not like the post at or after their moment.
+
+    Parameters
+    ----------
+    examples
+        Parquet file: ``user_id``, ``post_id``, ``event_timestamp``, ``label``.
+    events
+        Folder of the lake's events.
+    """
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    rows, count, example = _one(
+        connection,
+        f"""WITH liked AS (SELECT user_id, post_id, max(event_time) AS last FROM
+            read_parquet({_text(f"{events}/*/*.parquet")}, hive_partitioning = false)
+            WHERE is_positive GROUP BY ALL),
+        judged AS (SELECT e.*, coalesce(last < e.event_timestamp, TRUE) AS early FROM
+            read_parquet({_text(str(examples))}) AS e LEFT JOIN liked USING (user_id, post_id)
+            WHERE label = 1)
+        SELECT count(*), count(*) FILTER (WHERE early), first('user_id ' || user_id ||
+            ', post_id ' || post_id || ' as of ' || event_timestamp) FILTER (WHERE early)
+        FROM judged""",
+    )
+    if not count:
+        return []
+    return [Difference("training set", "label", int(count), int(rows), example[:200])]
 
 
 def perturbed(events: pa.Table, cut: datetime, rng: np.random.Generator) -> pa.Table:

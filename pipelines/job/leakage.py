@@ -36,7 +36,15 @@ from pipelines.ranking.models import make_ranker
 from pipelines.ranking.training_set import SLICE, Examples, encode, pairs_of
 from pipelines.steps import Ledger
 from serving.inputs import InputEncoder
-from validation.leakage import Difference, LeakageError, chance_interval, differences, perturbed
+from validation.leakage import (
+    Difference,
+    LeakageError,
+    chance_interval,
+    differences,
+    early_labels,
+    late_features,
+    perturbed,
+)
 
 USERS = 500
 SHUFFLES = 3
@@ -68,6 +76,13 @@ def check(context: Context) -> None:
         raise LeakageError(
             f"{len(found)} columns change before the cut when events after it do ({worst}); "
             "a feature may use only events before its event_timestamp"
+        )
+    late = _training_rows(context)
+    if late:
+        worst = ", ".join(f"{one.table}.{one.column} ({one.example})" for one in late[:3])
+        raise LeakageError(
+            f"{len(late)} columns of the training set are not what was known at its rows' moments: "
+            f"{worst}; run `feastrank train` again, and see the join of those views"
         )
     learnt = _shuffled(context)
     if learnt:
@@ -137,6 +152,17 @@ def _candidates(context: Context, shadow: Context) -> Iterator[Difference]:
         if not mine.equals(theirs):
             rows = max(mine.num_rows, theirs.num_rows)
             yield Difference(f"candidates {name}", "lists", rows, rows, "lists of the users differ")
+
+
+def _training_rows(context: Context) -> list[Difference]:
+    """Compare the training set's features and labels with the times of what they are made of."""
+    examples = TrainingFiles(context.workspace.training).examples
+    if not examples.exists():
+        return []
+    views = feature_views(context.dataset, context.workspace)
+    tables = {v.name: (context.workspace.feature_table(v.name), key_of(v)) for v in views}
+    events = context.workspace.lake / "events"
+    return [*late_features(examples, tables), *early_labels(examples, events)]
 
 
 def _shuffled(context: Context) -> str | None:
