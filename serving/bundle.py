@@ -117,7 +117,11 @@ def publish(
     write_files(staging)
     manifest = make_manifest({f.name: checksum(f) for f in sorted(staging.iterdir())})
     (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    judge(staging, manifest)
+    try:
+        judge(staging, manifest)
+    except BaseException:
+        shutil.rmtree(staging)
+        raise
     _to_disk(staging)
     final = bundles / generation
     shutil.rmtree(final, ignore_errors=True)

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from pipelines.job.context import Context
 from pipelines.steps import write_json
 from validation.gate import GateFailure, GateResult, Quarantine, Table, run_gate
@@ -47,9 +49,9 @@ def judge(
         raise
     _keep(context, result)
     for warning in result.warnings:
-        context.console.print(f"  [yellow]warning[/] gate {result.gate}: {warning.message}")
+        context.console.print(f"  [yellow]warning[/] gate {result.gate}: {escape(warning.message)}")
     for check in result.set_aside:
-        context.console.print(f"  [yellow]set aside[/] gate {result.gate}: {check.message}")
+        context.console.print(f"  [yellow]set aside[/] gate {result.gate}: {escape(check.message)}")
     if result.quarantined:
         context.console.print(
             f"  gate {result.gate}: {result.quarantined:,} of {result.rows:,} rows set aside: "

@@ -365,7 +365,7 @@ def test_a_model_worse_than_the_published_one_is_refused(job: Job):
     before = job.published()
     published = job.facts("evaluate")["metrics"]["ndcg@10"]
     shuffled(make_feed()).write(job.home / "source")
-    outcome = job.do("run")
+    outcome = job.do("run", "--accept-changes")
     assert outcome.code == GATE, outcome.out
     assert "gate model: ndcg@10 must " in outcome.err, outcome.err
     assert "nothing was published; see the evaluation report" in outcome.err

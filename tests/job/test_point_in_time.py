@@ -112,7 +112,7 @@ def test_events_after_a_cut_change_no_example_before_it(job: Job):
     ]
     feed.with_(events=[*feed.events, *later]).write(job.home / "source")
     for step in ("ingest", "features", "apply", "train"):
-        outcome = job.do(step)
+        outcome = job.do(step, "--accept-changes")
         assert outcome.code == 0, outcome.err
     assert "400 new" in job.facts("ingest")["summary"]
     assert [datetime.fromisoformat(cut) for cut in job.facts("train")["cuts"]] == cuts
