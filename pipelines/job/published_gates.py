@@ -145,7 +145,7 @@ def _online_row(
             return view.name, 0, 0, 0, 0, None
         sample = known[:: max(1, len(known) // SAMPLED_ENTITIES)]
         connection.register("sample", pa.table({key: sample}))
-        expected = connection.execute(
+        expected = connection.sql(
             f"SELECT past.* FROM past JOIN sample USING ({key}) QUALIFY row_number() OVER "
             f"(PARTITION BY {key} ORDER BY event_timestamp DESC) = 1 ORDER BY {key}"
         ).to_arrow_table()
