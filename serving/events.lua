@@ -4,11 +4,12 @@
 -- (s), a name for a stream that is new; then for each event its id, record and payload.
 local FIRST, EACH = 6, 3
 local count = #KEYS - 3
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', tonumber(ARGV[2]) - tonumber(ARGV[3]))
+local expired = tonumber(ARGV[2]) - tonumber(ARGV[3])
 local is_new, met, new = {}, {}, 0
 for i = 1, count do
   local id = ARGV[FIRST + (i - 1) * EACH + 1]
-  is_new[i] = not met[id] and not redis.call('ZSCORE', KEYS[2], id)
+  local kept_at = redis.call('ZSCORE', KEYS[2], id)
+  is_new[i] = not met[id] and not (kept_at and tonumber(kept_at) > expired)
   met[id] = true
   if is_new[i] then new = new + 1 end
 end
@@ -32,4 +33,6 @@ for i = 1, count do
     redis.call('EXPIRE', KEYS[3 + i], ARGV[5])
   end
 end
+-- Last: Redis refuses a script for want of memory only before its first write.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', expired)
 return answer
