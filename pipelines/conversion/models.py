@@ -31,7 +31,8 @@ _DEPTHS = (4, 6)
 _LEARNING_RATE = 0.1
 _SPEED = {"rsm": 0.3, "border_count": 64}
 _PATIENCE = 50
-_PENALTIES = tuple(10.0**power for power in range(-3, 5))
+# Posts weigh hundreds: less than 1 would be no penalty at all, and slow to converge.
+_PENALTIES = tuple(10.0**power for power in range(6))
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _logistic(
         return lambda rows: np.full(len(rows), rate)
     y, w = goals.values[places], goals.weights[places]
     # A post is one row that happened and one that did not, weighted by how often.
-    model = LogisticRegression(C=1 / penalty, max_iter=500, tol=1e-5)
+    model = LogisticRegression(C=1 / penalty, max_iter=2000, tol=1e-4)
     doubled = np.concatenate([x[places], x[places]])
     label = np.repeat([1, 0], len(places))
     model.fit(doubled, label, sample_weight=np.concatenate([w * y, w * (1 - y)]))
