@@ -149,6 +149,7 @@ def test_the_result_is_json_and_names_everything(tmp_path):
             "says": "user_id must be unique",
             "column": "user_id",
             "severity": "stop",
+            "max_share": 0.0,
             "success": False,
             "rows": 4,
             "unexpected_count": 2,

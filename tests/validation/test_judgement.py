@@ -117,6 +117,11 @@ ASKED = {
         "mostly": MOSTLY,
         "bounds": between(st.integers(0, 4)),
     },
+    gxe.ExpectColumnValuesToNotMatchRegex: {
+        "column": st.just("s"),
+        "mostly": MOSTLY,
+        "regex": st.sampled_from(["a", "^B", "['é]", "x"]),
+    },
     gxe.ExpectColumnPairValuesAToBeGreaterThanB: {
         "bounds": st.sampled_from([{"column_A": a, "column_B": b} for a, b in PAIRS]),
         "or_equal": st.booleans(),
