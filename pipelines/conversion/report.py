@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from rich.table import Table
@@ -16,11 +15,10 @@ from pipelines.conversion.study import Predictable, RateScore, ValueScore
 from pipelines.evaluation import plots
 from pipelines.evaluation.bootstrap import Interval, mean_interval
 from pipelines.evaluation.calibration import ReliabilityBin
+from pipelines.pages import rendered
 
 Floats = NDArray[np.float64]
 _BINS = 10
-# The folder of the style that all pages share.
-_STYLE = Path(plots.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,9 @@ class ConversionReport:
 
     def page(self) -> str:
         """Render the page."""
-        environment = Environment(
-            loader=FileSystemLoader([Path(__file__).parent, _STYLE]),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html").render(
+        return rendered(
+            Path(__file__).parent,
+            "report.html",
             report=self,
             calibration={one.name: Markup(_calibration(one)) for one in self.activities},
             effects={one.topic: Markup(_effects(one)) for one in self.advice if one.claims},

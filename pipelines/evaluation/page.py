@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from pipelines.evaluation import plots
+from pipelines.pages import page_environment
 
 if TYPE_CHECKING:
     from pipelines.evaluation.report import Difference, GroupLoss, ModelResult, RecallCurve, Report
@@ -67,28 +67,13 @@ def metric_label(key: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     filters: dict[str, Any] = {
         "number": number,
         "signed": lambda value: f"{value:+.4f}",
-        "count": lambda value: f"{value:,}",
-        "percent": lambda value: f"{value:.1%}",
-        "moment": _moment,
         "seconds": _seconds,
         "metric": metric_label,
     }
-    environment.filters |= filters
-    return environment
-
-
-def _moment(value: datetime) -> str:
-    return f"{value:%Y-%m-%d %H:%M}"
+    return page_environment(Path(__file__).parent, filters)
 
 
 def _seconds(value: float) -> str:

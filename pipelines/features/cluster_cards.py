@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sklearn.feature_extraction.text import CountVectorizer
 
 from pipelines.features.plain_text import plain_text
 from pipelines.features.text_clusters import TextClusters
+from pipelines.pages import rendered, write_whole
 
 CLUSTERS_PAGE = "clusters.html"
 
@@ -94,20 +94,10 @@ class ClusterReport(_Content):
 
     def write(self, folder: Path) -> None:
         """Write `clusters.json` and `clusters.html`, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        page = environment.get_template("clusters.html").render(report=self)
+        page = rendered(Path(__file__).parent, "clusters.html", report=self)
         contents = {"clusters.json": self.model_dump_json(indent=2) + "\n", CLUSTERS_PAGE: page}
         for name, content in contents.items():
-            partial = folder / f"{name}.partial"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(folder / name)
+            write_whole(folder / name, content)
 
 
 def cluster_report(
