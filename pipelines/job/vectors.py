@@ -7,6 +7,7 @@ dimensions, coloured by topic.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -85,7 +86,7 @@ def draw(settings: VectorsSettings, console: Console) -> None:
     pairs = pair_distances(generator, liked, past, np.random.default_rng(settings.seed))
     path = context.workspace.reports / f"vectors_{settings.generator}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(context, settings, generator, past, pairs), encoding="utf-8")
+    path.write_text(_page(context, settings, generator, past, pairs, test.start), encoding="utf-8")
     (share,) = pairs.nearer().values()
     console.print(
         f"{settings.generator}: of {len(pairs.users):,} posts liked in the test slice, "
@@ -168,6 +169,7 @@ def _page(
     generator: HasVectors,
     past: Interactions,
     pairs: Pairs,
+    before: datetime,
 ) -> str:
     post_ids, vectors = generator.post_vectors()
     likes = np.bincount(past.event_posts, minlength=len(past.post_ids))
@@ -181,9 +183,7 @@ def _page(
         "dataset": context.dataset.name,
         "generator": settings.generator,
         "events": len(past.event_users),
-        "before": slices_of(
-            read_events(context.workspace.lake, "event_time", "is_positive"), settings
-        ).test.start,
+        "before": before,
         "users": len(past.user_ids),
         "posts": len(post_ids),
         "dimensions": vectors.shape[1],
