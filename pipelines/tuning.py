@@ -106,6 +106,9 @@ SPACES: dict[str, Space] = {
         "learning_rate": Range(1e-3, 5e-3, log=True),
         "weight_decay": Range(1e-3, 0.3, log=True),
         "epochs": Range(2, 12),
+        "width": (64, 128),
+        "uniform_negatives": (256, 2048),
+        "batch_examples": (256, 512, 1024),
     },
     "lightgbm": {
         "objective": ("lambdarank", "rank_xendcg"),
