@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,7 @@ class Run:
     def _times(self, others: tuple[str, ...]) -> dict[str, tuple[float, float]]:
         more = propose(self.split, self.data, self.settings, sources=others)
         self.others = more.by_source
-        return {
-            name: (lists.fit_seconds[name], lists.predict_seconds[name])
-            for lists in (self.lists, more)
-            for name in lists.by_source
-        }
+        return {**self.lists.seconds(), **more.seconds()}
 
     def _label_slices(self, count: int) -> list[Slice]:
         rows = self.split.test.num_rows
@@ -136,6 +132,27 @@ class Run:
         return popular.filter(pc.is_in(popular["user_id"], cold))
 
 
+class Generators:
+    """Some generators of one split, each on its own, without a second stage."""
+
+    def __init__(
+        self,
+        split: PairSplit,
+        data: Data,
+        protocol: str,
+        settings: Mapping[str, Any],
+        names: Sequence[str],
+    ) -> None:
+        self.split, self.protocol = split, protocol
+        self.lists = propose(split, data, settings, sources=names)
+        self.times = self.lists.seconds()
+
+    def tables(self, masked: pa.Table | None = None) -> dict[str, pa.Table]:
+        """Return every generator's top lists, without the (user, post) pairs of `masked`."""
+        lists = self.lists.by_source
+        return {name: _top(_without(table, masked), K) for name, table in lists.items()}
+
+
 def _top(table: pa.Table, k: int) -> pa.Table:
     """Close the gaps in the ranks, and cut."""
     users, posts, scores = (np.asarray(table[name]) for name in ("user_id", "post_id", "score"))
@@ -149,7 +166,7 @@ def _without(table: pa.Table, masked: pa.Table | None) -> pa.Table:
     return table.filter(pa.array(~inside))
 
 
-def evaluate(run: Run, masked: pa.Table | None = None) -> dict[str, Evaluation]:
+def evaluate(run: Run | Generators, masked: pa.Table | None = None) -> dict[str, Evaluation]:
     """Measure every model; by global time on warm users only."""
     relevant = warm_test(run.split) if run.protocol == "global_time" else run.split.test
     catalogue = len(np.unique(run.split.train["post_id"].to_numpy()))
@@ -165,7 +182,7 @@ def evaluate(run: Run, masked: pa.Table | None = None) -> dict[str, Evaluation]:
     }
 
 
-def rows_of(evaluations: Mapping[str, Evaluation], run: Run) -> list[dict[str, Any]]:
+def rows_of(evaluations: Mapping[str, Evaluation], run: Run | Generators) -> list[dict[str, Any]]:
     """Return one row a model, best NDCG first, with 95 % intervals."""
     rows = []
     for name, evaluation in evaluations.items():
@@ -195,25 +212,36 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
         print(" " * 18 + "  ".join(f"{m} {v[0]:.4f}-{v[1]:.4f}" for m, v in low_high))
 
 
-def differences(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
-    """Compare two_stage with RRF, the blend and the best single generator, user by user."""
-    single = max(
+def best_generator(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the generator with the highest NDCG."""
+    return max(
         (name for name in evaluations if name in GENERATORS),
         key=lambda name: evaluations[name].means[f"ndcg@{K}"],
     )
+
+
+def differences(
+    evaluations: Mapping[str, Evaluation], model: str, baselines: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Compare a model with others, user by user; print and return the intervals."""
     metrics = [f"hit_rate@{K}", f"ndcg@{K}", f"map_over_k@{K}"]
     found = []
-    for baseline in ("rrf", "blend", single):
+    print()
+    for baseline in baselines:
         intervals = paired_differences(
-            evaluations["two_stage"],
+            evaluations[model],
             evaluations[baseline],
             metrics,
             rng=np.random.default_rng(0),
         )
         for metric, interval in intervals.items():
+            print(
+                f"{model} - {baseline}: {metric} {interval.mean:+.4f} "
+                f"({interval.low:+.4f} to {interval.high:+.4f})"
+            )
             found.append(
                 {
-                    "model": "two_stage",
+                    "model": model,
                     "baseline": baseline,
                     "metric": metric,
                     "difference": round(interval.mean, 5),
@@ -275,6 +303,13 @@ def main() -> None:
     parser.add_argument(
         "--reshuffles", type=int, default=0, help="further random hold-outs (last3_file_order)"
     )
+    parser.add_argument(
+        "--generators",
+        nargs="+",
+        choices=tuple(GENERATORS),
+        metavar="NAME",
+        help="measure these alone, without a second stage; the first is compared with the others",
+    )
     chosen = parser.parse_args()
     protocol: str = chosen.protocol
     if chosen.reshuffles and protocol != "last3_file_order":
@@ -285,20 +320,21 @@ def main() -> None:
     runs = count_test_run(protocol, 1 + len(seeds))
     tied = f"{split.tied_users} of {len(users_of(split.test))} users have a tie at the cut"
     print(f"{protocol}: {NOTES[protocol]}; {tied}. Test was run {runs} times in this folder.")
+    if chosen.generators:
+        alone = Generators(split, data, protocol, settings, chosen.generators)
+        measured = evaluate(alone)
+        rows = rows_of(measured, alone)
+        print_rows("Posts of train masked", rows)
+        compared = differences(measured, chosen.generators[0], chosen.generators[1:])
+        print(json.dumps({"protocol": protocol, "rows": rows, "differences": compared}))
+        return
     run = Run(split, data, protocol, settings, every_generator=True)
     evaluations = evaluate(run)
     rows = rows_of(evaluations, run)
     print_rows("Posts of train masked", rows)
     masked_rows = rows_of(evaluate(run, known_pairs(split, data.events, protocol=protocol)), run)
     print_rows("Everything the user had rated masked: never compare with the above", masked_rows)
-    compared = differences(evaluations)
-    print()
-    for row in compared:
-        low, high = row["interval_95"]
-        print(
-            f"two_stage - {row['baseline']}: {row['metric']} {row['difference']:+.4f} "
-            f"({low:+.4f} to {high:+.4f})"
-        )
+    compared = differences(evaluations, "two_stage", ("rrf", "blend", best_generator(evaluations)))
     strongest = sorted(run.importances.items(), key=lambda item: -item[1])[:15]
     print("importances: " + ", ".join(f"{name} {share:.3f}" for name, share in strongest))
     shifted = shift(run.slices[0], run.part)

@@ -44,6 +44,12 @@ class Lists:
     fit_seconds: Mapping[str, float]
     predict_seconds: Mapping[str, float]
 
+    def seconds(self) -> dict[str, tuple[float, float]]:
+        """Return each source's seconds to fit and to make lists."""
+        return {
+            name: (self.fit_seconds[name], self.predict_seconds[name]) for name in self.by_source
+        }
+
 
 @dataclass(frozen=True)
 class Slice:
