@@ -20,14 +20,10 @@ import argparse
 import asyncio
 import json
 import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,139 +32,13 @@ import orjson
 import redis
 
 from benchmarks.common import isolated, rounded
-from benchmarks.serving_bundle import candidates_of, workspace_of
+from benchmarks.serving_bundle import candidates_of, workspace_of, written_once
+from benchmarks.serving_load import Load, command_of, free_port, one_by_one, pin, server
 from feastpack.embedded import EmbeddedRedis
 from feastpack.wire import mget_command
 
 HERE = "benchmarks.serving"
 LIMIT_MS = 20.0
-
-
-def pin(core: int) -> None:
-    """Let this process run on one core only, where the machine has several."""
-    if (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {core})
-
-
-@contextmanager
-def server(command: Sequence[str], port: int, core: int, redis_port: int) -> Iterator[int]:
-    """Run a service pinned to a core until the block ends; yields its process id."""
-    environment = os.environ | {
-        "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", *command],
-        env=environment,
-        preexec_fn=lambda: pin(core),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command}: did not start")
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def one_by_one(port: int, users: Sequence[int], count: int) -> dict[str, float]:
-    """Ask one request after the other; wall times in ms."""
-    times = []
-    for number in range(count + 5):
-        start = time.perf_counter()
-        ask(port, users[number % len(users)])
-        times.append(1000 * (time.perf_counter() - start))
-    return {"p50_ms": float(np.median(times[5:])), "p99_ms": float(np.quantile(times[5:], 0.99))}
-
-
-def ask(port: int, user: int) -> dict[str, Any]:
-    """Ask once; the answer must be whole."""
-    body = json.dumps({"user_id": f"u{user}", "k": 10}).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/recommend", body, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, Any] = json.load(answer)
-    assert len(found["posts"]) == 10
-    assert not found.get("degraded")
-    return found
-
-
-class Load:
-    """Open-loop load over kept connections.
-
-    Attributes
-    ----------
-    times
-        Milliseconds from when each request was due until it was answered.
-    outcomes
-        By status and first reason of degradation: how many.
-    """
-
-    def __init__(self, port: int, users: int, connections: int = 64) -> None:
-        self.port, self.users, self.connections = port, users, connections
-        self.times: list[float] = []
-        self.outcomes: dict[str, int] = {}
-        self.log: list[tuple[float, str]] = []
-
-    async def run(self, rate: float, seconds: float, seed: int = 1) -> None:
-        """Send requests at a mean rate per second."""
-        rng = np.random.default_rng(seed)
-        due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-        users = rng.integers(0, self.users, len(due))
-        free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
-        for _ in range(self.connections):
-            free.put_nowait(None)
-        start = time.perf_counter()
-        tasks = []
-        for at, user in zip(due.tolist(), users.tolist(), strict=True):
-            wait = start + at - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(self._one(free, start + at, user)))
-        await asyncio.gather(*tasks)
-        while not free.empty():
-            connection = free.get_nowait()
-            if connection is not None:
-                connection[1].close()
-
-    async def _one(self, free: asyncio.LifoQueue[Any], due: float, user: int) -> None:
-        connection = await free.get()
-        try:
-            if connection is None:
-                connection = await asyncio.open_connection("127.0.0.1", self.port)
-            reader, writer = connection
-            body = b'{"user_id":"u%d","k":10}' % user
-            writer.write(
-                b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%b" % (len(body), body)
-            )
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            answer = await reader.readexactly(length)
-            status = head[9:12].decode()
-            reasons = orjson.loads(answer).get("degraded") if status == "200" else None
-            outcome = f"{status} {reasons[0]}" if reasons else status
-        except (OSError, asyncio.IncompleteReadError) as error:
-            connection, outcome = None, type(error).__name__
-        now = time.perf_counter()
-        self.times.append(1000 * (now - due))
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-        self.log.append((now, outcome))
-        free.put_nowait(connection)
 
 
 def at_rate(port: int, users: int, rate: float, seconds: float, core: int) -> dict[str, Any]:
@@ -298,19 +168,16 @@ def stages(ours: Any, users: Sequence[int]) -> dict[str, float]:
     return {stage: 1000 * took / (10 * len(users)) for stage, took in spent.items()}
 
 
-def written(folder: str, redis_port: int, users: int, posts: int) -> dict[str, Any]:
-    """Write the workspace into one Redis database; see `benchmarks.serving_bundle.write`."""
-    from benchmarks.serving_bundle import write
-
-    os.environ["REDIS_URL"] = f"redis://127.0.0.1:{redis_port}/0"
-    return write(folder, users, posts)
-
-
-def command_of(folder: str, port: int, *more: str) -> list[str]:
-    """Return the command line of our service on the workspace."""
-    workspace = workspace_of(folder)
-    where = ["--dataset", str(workspace.dataset_toml), "--home", str(workspace.home)]
-    return ["-m", "pipelines.cli", "serve", *where, "--port", str(port), *more]
+@contextmanager
+def kept_folder(options: argparse.Namespace) -> Iterator[str]:
+    """Yield the folder of the workspace: a temporary one, or one that is kept for its size."""
+    if options.workspace is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    else:
+        folder = options.workspace.resolve() / f"{options.users}x{options.posts}"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield str(folder)
 
 
 def main() -> None:
@@ -322,13 +189,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of load at each rate")
     parser.add_argument("--usual-requests", type=int, default=15)
     parser.add_argument("--impression-share", type=float, default=0.0)
+    parser.add_argument(
+        "--workspace", type=Path, help="keep what is written here, and use it if it is there"
+    )
     options = parser.parse_args()
     sample = [int(user) for user in np.random.default_rng(5).integers(0, options.users, 8)]
-    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder) / "redis") as kept:
+    with kept_folder(options) as folder, EmbeddedRedis(Path(folder) / "redis") as kept:
         if (os.cpu_count() or 1) > 1:
             os.sched_setaffinity(kept.pid, {1})
         size = {"users": options.users, "posts": options.posts}
-        facts = isolated(f"{HERE}:written", folder=folder, redis_port=kept.port, **size)
+        facts = written_once(folder, kept.port, size)
         print(f"{facts['rows']:,} rows, {facts['inputs']} inputs, 500 candidates", flush=True)
         port, share = free_port(), str(options.impression_share)
         rates = []

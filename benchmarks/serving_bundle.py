@@ -7,6 +7,7 @@ Every user has `CANDIDATES` distinct candidates from five sources.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +18,16 @@ import lightgbm
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import redis
 from feast import FeatureStore, FeatureView
 from feast.types import Int64, String
 
+from benchmarks.common import isolated
 from feature_repo.contract import Contract, registered_contract
 from feature_repo.dataset import Dataset
 from feature_repo.definitions.repository import objects
 from feature_repo.workspace import Workspace
-from pipelines.job.apply import _configuration
+from pipelines.job.apply import configuration
 from pipelines.job.context import open_store
 from serving.bundle import REGISTRY, Manifest, publish
 from serving.event_rules import EventRules
@@ -109,14 +112,14 @@ def feature_table(view: FeatureView, ids: np.ndarray[Any, Any]) -> pa.Table:
     return pa.table({**columns, "event_timestamp": times})
 
 
-def write(folder: str, users: int, posts: int) -> dict[str, Any]:
-    """Write everything into REDIS_URL's server and a folder; return what was written."""
+def write(folder: str, redis_port: int, users: int, posts: int) -> dict[str, Any]:
+    """Write everything into a Redis server and a folder; return what was written."""
+    os.environ["REDIS_URL"] = f"redis://127.0.0.1:{redis_port}/0"
     workspace = workspace_of(folder)
     workspace.root.mkdir(parents=True)
     workspace.dataset_toml.write_text(DESCRIPTION, encoding="utf-8")
     dataset = Dataset.parse(DESCRIPTION)
-    context: Any = type("Context", (), {"workspace": workspace, "dataset": dataset})
-    workspace.feature_store_yaml.write_text(_configuration(context), encoding="utf-8")
+    workspace.feature_store_yaml.write_text(configuration(workspace), encoding="utf-8")
     workspace.bundles.mkdir()
     workspace.online_namespace.write_text(GENERATION, encoding="utf-8")
     workspace.features.mkdir()
@@ -148,6 +151,24 @@ def write(folder: str, users: int, posts: int) -> dict[str, Any]:
         lambda files: _manifest(contract, files),
     )
     return {"rows": rows, "inputs": len(contract.inputs)}
+
+
+def written_once(folder: str, redis_port: int, size: dict[str, int]) -> dict[str, Any]:
+    """Write in a process of its own and save Redis, unless the folder holds it all already.
+
+    Returns
+    -------
+    dict
+        As of `write`.
+    """
+    record = Path(folder) / "written.json"
+    if not record.exists():
+        where = {"folder": folder, "redis_port": redis_port}
+        facts = isolated("benchmarks.serving_bundle:write", **where, **size)
+        # A save in the background would stop Redis for a moment while requests are timed.
+        redis.Redis(port=redis_port).save()
+        record.write_text(json.dumps(facts), encoding="utf-8")
+    return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
 def _pasts(users: int, posts: int) -> Iterator[tuple[int, Past]]:

@@ -57,7 +57,7 @@ def _impression_log(settings: ServeSettings, workspace: Workspace) -> Impression
     if not settings.impression_share:
         return None
     return ImpressionLog(
-        settings.impressions or workspace.impressions,
+        settings.impression_log or workspace.impressions,
         share=settings.impression_share,
         rows_per_file=settings.impression_rows_per_file,
         seconds_per_file=settings.impression_seconds_per_file,

@@ -157,16 +157,18 @@ class _Service:
             request.k,
             exclude=request.exclude,
             only=request.only,
-            now=_moment(request.context),
-            attributes=None if request.context is None else request.context.attributes,
             explain=request.explain,
+            **_circumstances(request.context),
         )
         return self._ranked(answer)
 
     def rank(self, request: RankRequest) -> RankedAnswer:
         """Return given posts in the order that suits a user."""
         answer = self.recommenders.current().rank(
-            request.user_id, request.post_ids, now=_moment(request.context)
+            request.user_id,
+            request.post_ids,
+            explain=request.explain,
+            **_circumstances(request.context),
         )
         return self._ranked(answer)
 
@@ -283,8 +285,9 @@ def _ages(recommenders: RecommenderProvider) -> list[ViewAge]:
         return []
 
 
-def _moment(context: Context | None) -> Any:
-    return None if context is None else context.time
+def _circumstances(context: Context | None) -> dict[str, Any]:
+    """Return what the recommender calls the parts of a context."""
+    return {} if context is None else {"now": context.time, "attributes": context.attributes}
 
 
 def _rows(table: pa.Table, posts: list[str]) -> list[PostFeatures]:

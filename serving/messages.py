@@ -94,7 +94,13 @@ class RankRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"user_id": "42", "post_ids": ["50", "100", "181"]}]},
+        json_schema_extra={
+            "examples": [
+                {"user_id": "42", "post_ids": ["50", "100", "181"]},
+                {"user_id": "42", "post_ids": ["50", "100"], "explain": True},
+                {"user_id": "new", "post_ids": ["50"], "context": {"attributes": {"age": 30}}},
+            ]
+        },
     )
 
     user_id: ExternalId = Field(description="The source's id; unknown users are answered too.")
@@ -102,6 +108,7 @@ class RankRequest(BaseModel):
         min_length=1, max_length=MAX_LISTED, description="Posts of the bundle."
     )
     context: Context | None = Field(None, description="Circumstances of the request.")
+    explain: StrictBool = Field(False, description="Whether each post comes with its reason.")
 
 
 class ServedInput(BaseModel):

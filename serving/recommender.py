@@ -148,7 +148,7 @@ class Recommender:
             Whether each post comes with its reason.
         """
         request = self._begin("recommend", user, now)
-        told = {} if attributes is None or request.user_id is not None else attributes
+        told = _told(request, attributes)
         allowed = None if only is None else self._catalogue.known(only)
         rule = self._catalogue.known(exclude), allowed
         moment, popular = request.moment, self._catalogue.popular_ids
@@ -167,7 +167,15 @@ class Recommender:
         choice = Choice(scored, order.rows, order.propensities, order.rules)
         return self._answer(request, choice, degraded, explain)
 
-    def rank(self, user: str, posts: Sequence[str], *, now: datetime | None = None) -> Answer:
+    def rank(
+        self,
+        user: str,
+        posts: Sequence[str],
+        *,
+        now: datetime | None = None,
+        attributes: Attributes | None = None,
+        explain: bool = False,
+    ) -> Answer:
         """Order given posts for a user, each once; parameters as of `recommend`.
 
         Raises
@@ -176,11 +184,12 @@ class Recommender:
             If a post is not in the bundle.
         """
         request = self._begin("rank", user, now)
+        told = _told(request, attributes)
         wanted = np.array([self._catalogue.post(post) for post in dict.fromkeys(posts)], np.int64)
         try:
-            state, proposed, degraded = self._candidates(request.user_id)
+            state, proposed, degraded = self._candidates(request.user_id, told)
             degraded = (*degraded, *self.freshness.check())
-            scored = self._scored(state, proposed.about(np.sort(wanted)), request.moment)
+            scored = self._scored(state, proposed.about(np.sort(wanted)), request.moment, told)
             shown = np.argsort(-scored.preference(wanted), kind="stable")
             self._report(None)
         except OnlineStateError as error:
@@ -189,7 +198,7 @@ class Recommender:
             popular = by_popularity(wanted, self._catalogue.popular_ids)
             shown = np.searchsorted(scored.candidates.post_ids, popular)
         choice = Choice(scored, shown, np.ones(len(shown)), [()] * len(shown))
-        return self._answer(request, choice, degraded, explain=False)
+        return self._answer(request, choice, degraded, explain)
 
     def similar(self, post: str, k: int = 10) -> tuple[list[Recommendation], tuple[str, ...]]:
         """Return the posts liked by the same people as one post, and why that took longer.
@@ -385,6 +394,11 @@ class Recommender:
         """Return the moment that requests and events are of, unless they say another one."""
         as_of = self.manifest.as_of
         return datetime.now(UTC) if as_of is None else datetime.fromisoformat(as_of)
+
+
+def _told(request: Request, attributes: Attributes | None) -> Attributes:
+    """Return what the caller may tell of the user: nothing of one that the bundle knows."""
+    return NO_ATTRIBUTES if attributes is None or request.user_id is not None else attributes
 
 
 def _assembler(reader: FeatureReader, encoder: InputEncoder) -> Assembler | None:

@@ -43,7 +43,7 @@ class HttpSettings(BaseSettings):
         description="TOML file of the rules that decide on answers beside the ranker, see "
         "docs/serving.md; read again with each new bundle.",
     )
-    impressions: Path | None = Field(
+    impression_log: Path | None = Field(
         None,
         description="Folder of the impression log; by default impressions/ in the dataset's "
         "state folder.",

@@ -13,6 +13,7 @@ from feast.feature_view import DUMMY_ENTITY
 from feature_repo.contract import contract_of, registered_contract
 from feature_repo.definitions.repository import objects
 from feature_repo.tuned import beside
+from feature_repo.workspace import Workspace
 from pipelines.job.context import FEATURE_REPO, Context, open_store
 from pipelines.steps import StepRecord, code_key, content_key
 
@@ -54,7 +55,7 @@ def _registered(context: Context) -> str | None:
 def _apply(context: Context) -> Mapping[str, Any]:
     workspace = context.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)
-    workspace.feature_store_yaml.write_text(_configuration(context), encoding="utf-8")
+    workspace.feature_store_yaml.write_text(configuration(workspace), encoding="utf-8")
     if context.description.resolve() != workspace.dataset_toml.resolve():
         shutil.copyfile(context.description, workspace.dataset_toml)
         # Feast's own commands then find the same settings beside the description's copy.
@@ -81,11 +82,10 @@ def _shipped_settings(context: Context) -> Path | None:
     return place if place.exists() else None
 
 
-def _configuration(context: Context) -> str:
-    """Return the shipped configuration, for this dataset's project and folders."""
-    workspace = context.workspace
+def configuration(workspace: Workspace) -> str:
+    """Return the shipped ``feature_store.yaml``, for a dataset's project and folders."""
     text = (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8")
-    head = f"# Written by `feastrank apply` for {context.dataset.name}.\n"
+    head = f"# Written by `feastrank apply` for {workspace.name}.\n"
     text = re.sub(r"\A(#.*\n)*", head, text)
     text = re.sub(r"(?m)^project: .*$", f"project: {workspace.name}", text)
     text = re.sub(r"(?m)^  path: .*$", f"  path: {workspace.registry}", text)

@@ -66,6 +66,11 @@ class Context:
         """The candidate sources, in order."""
         return tuple(self.tuned.sources)
 
+    @property
+    def impression_log(self) -> Path:
+        """The folder of the impression log."""
+        return self.settings.impression_log or self.workspace.impressions
+
     def trained(self) -> StepRecord:
         """Return the record of the step train.
 

@@ -127,13 +127,8 @@ def _logged(context: Context) -> list[object]:
     settings = context.settings
     if settings.training_from == HISTORY:
         return []
-    files = sorted(path.name for path in impressions_of(context).rglob("*.parquet"))
+    files = sorted(path.name for path in context.impression_log.rglob("*.parquet"))
     return [settings.training_from, settings.impression_label_hours, files]
-
-
-def impressions_of(context: Context) -> Path:
-    """Return the folder of the impression log."""
-    return context.settings.impression_log or context.workspace.impressions
 
 
 class _Training:
@@ -188,7 +183,7 @@ class _Training:
         """Return what the service showed within the label slices, labelled."""
         ids = self.context.workspace.lake / "ids"
         return label_impressions(
-            read_impressions(impressions_of(self.context), self.contract),
+            read_impressions(self.context.impression_log, self.contract),
             (pq.read_table(ids / "users.parquet"), pq.read_table(ids / "posts.parquet")),
             events,
             named_slices(slices)[:-1],

@@ -170,8 +170,8 @@ def _others(context: Context, store: Any, contract: Contract) -> Iterator[tuple[
         f"the newest candidates, with today's features as of {cut:%Y-%m-%d %H:%M} UTC",
         current,
     )
-    folder = context.workspace.impressions / contract.hash[:12]
-    if folder in log_folders(context.workspace.impressions):
+    folder = context.impression_log / contract.hash[:12]
+    if folder in log_folders(context.impression_log):
         # Known users whom the ranker answered; vectors as of what was materialized for them.
         relation = (
             "(SELECT *, coalesce(materialized_until, time) AS event_timestamp FROM "

@@ -125,7 +125,7 @@ def measure(context: Context, rows: int) -> Skew:
     SkewError
         If there is nothing to compare.
     """
-    folders = log_folders(context.workspace.impressions)
+    folders = log_folders(context.impression_log)
     parts: dict[str, list[FeatureSkew]] = {}
     requests, compared, generations = 0, 0, []
     for folder in folders:
@@ -141,7 +141,7 @@ def measure(context: Context, rows: int) -> Skew:
                     parts.setdefault(one.feature, []).append(one)
     if not compared:
         raise SkewError(
-            f"{context.workspace.impressions}: no served features are logged; run `feastrank "
+            f"{context.impression_log}: no served features are logged; run `feastrank "
             "serve` with its impression log, ask it something, and run this again"
         )
     features = sorted(map(merged, parts.values()), key=lambda f: (-f.faults, f.equal - f.rows))

@@ -42,6 +42,12 @@ def test_http_answers_are_the_recommenders(service: Service):
     assert len(body["posts"]) == 5
     ranked = service.client.post("/rank", json={"user_id": "u003", "post_ids": ids(body)[::-1]})
     assert ids(ranked.json()) == ids(body)
+    assert {one["reason"] for one in ranked.json()["posts"]} == {None}
+    explained = {"user_id": "u003", "post_ids": ids(body), "explain": True}
+    answered = service.client.post("/rank", json=explained).json()["posts"]
+    reasons = [one["reason"] for one in answered]
+    for own, theirs in zip(reasons, (one["reason"] for one in body["posts"]), strict=True):
+        assert own["contributions"] == theirs["contributions"]
     assert not service.recommend("nobody", k=3)["is_known"]
 
 

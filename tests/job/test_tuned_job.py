@@ -80,13 +80,18 @@ def test_a_strangers_attributes_are_inputs_of_the_ranker(tuned_job, tmp_path):
     answers = [recommender.recommend("nobody", 3, attributes=told)]
     answers.append(recommender.recommend("nobody", 3, attributes={"city": 30, "age": "Ulm"}))
     answers.append(recommender.recommend("u001", 3, attributes=told))
+    posts = [one.post for one in answers[0].recommendations]
+    answers.append(recommender.rank("nobody", posts[::-1], attributes=told, explain=True))
+    assert [one.post for one in answers[3].recommendations] == posts
+    told_again = {one.name: one.value for one in answers[3].recommendations[0].reason.moved}
+    assert told_again.get("user_city", "Ulm") == "Ulm"
     log.close()
     rows = pq.read_table(tmp_path).to_pylist()
     seen = [
         {(row["user_city"], row["user_age"]) for row in rows if row["request_id"] == one.request_id}
         for one in answers
     ]
-    assert seen[0] == {("Ulm", 30.0)}
+    assert seen[0] == seen[3] == {("Ulm", 30.0)}
     assert seen[1] == {(None, None)}
     assert {city for city, _ in seen[2]} == {"Bonn"}
 
