@@ -22,7 +22,7 @@ from scipy.stats import norm
 from pipelines.conversion.likelihood import log_loss
 from pipelines.conversion.models import Goals, Inputs, TreeSettings, fit_trees
 from pipelines.conversion.posts import Posts
-from pipelines.conversion.properties import PROPERTIES, clean_text
+from pipelines.conversion.properties import LANGUAGE, PROPERTIES, clean_text
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -221,9 +221,15 @@ def _contrasts(inputs: Inputs, count: int) -> list[_Contrast]:
                 continue
             much, little, how = found
             if min(much.sum(), little.sum()) >= _FEWEST_POSTS:
-                words = f"{_WORDS[name]}: {how}"
+                words = _words(name, how)
                 contrasts.append(_Contrast(topic, name, words, here[much], here[little]))
     return contrasts
+
+
+def _words(name: str, how: str) -> str:
+    if name.startswith(LANGUAGE):
+        return f"language {name.removeprefix(LANGUAGE)} against others"
+    return f"{_WORDS[name]}: {how}"
 
 
 def _parted(values: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_], str] | None:
@@ -231,7 +237,7 @@ def _parted(values: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_], str] 
     known = values[~np.isnan(values)]
     if not len(known):
         return None
-    if np.median(known) == 0:
+    if np.median(known) == 0 or np.isin(known, (0, 1)).all():
         return values > 0, values == 0, "some against none"
     low, high = np.quantile(known, [1 / 3, 2 / 3])
     if low == high:

@@ -5,9 +5,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from pipelines.conversion.posts import Posts
 
@@ -32,7 +34,16 @@ PROPERTIES = {
     "links": "links",
     "latin_share": "share of letters that are Latin",
 }
-"""Names of the properties and what they are in words; ``hour`` comes on top where times are."""
+"""Names of the properties and what they are in words.
+
+On top come ``hour`` where times are, ``picture`` where pictures are, and ``language xx`` for each
+language that is common.
+"""
+
+LANGUAGE = "language "
+_LEAST_CONFIDENCE = 0.5
+# Fewer say nothing of a language, and each is one more thing to look at.
+_FEWEST_OF_A_LANGUAGE = 20
 
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -78,6 +89,7 @@ def properties(posts: Posts) -> Properties:
         name: np.array(values, dtype=np.float64)
         for name, values in zip(PROPERTIES, _measured(posts.texts), strict=True)
     }
+    columns |= _languages(posts.texts)
     if posts.times is not None:
         hours = posts.times.astype("datetime64[h]").astype(np.int64) % 24
         columns["hour"] = hours.astype(np.float64)
@@ -90,6 +102,33 @@ def properties(posts: Posts) -> Properties:
     }
     values = np.column_stack(list(varied.values())) if varied else np.empty((len(posts), 0))
     return Properties(tuple(varied), values)
+
+
+def languages(texts: Sequence[str]) -> list[str | None]:
+    """Guess the language of each text; None where none is more likely than not.
+
+    Codes of ISO 639-1 or -3, by character n-grams (Lui and Baldwin 2012, langid.py). Texts of a
+    few words are often not told apart, and are None then.
+    """
+    known = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return [_language(known, " ".join(_LINK.sub(" ", plain_text(text)).split())) for text in texts]
+
+
+def _language(known: Any, text: str) -> str | None:
+    if not any(letter.isalpha() for letter in text):
+        return None
+    code, confidence = known.classify(text)
+    return str(code) if confidence >= _LEAST_CONFIDENCE else None
+
+
+def _languages(texts: Sequence[str]) -> dict[str, Floats]:
+    """Return a column for each common language: 1 or 0, NaN where the language is not known."""
+    codes = np.array([code or "" for code in languages(texts)])
+    found, counts = np.unique(codes[codes != ""], return_counts=True)
+    return {
+        f"{LANGUAGE}{code}": np.where(codes == "", np.nan, (codes == code).astype(np.float64))
+        for code in found[counts >= _FEWEST_OF_A_LANGUAGE].tolist()
+    }
 
 
 def _measured(texts: Sequence[str]) -> list[tuple[float, ...]]:

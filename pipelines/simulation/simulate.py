@@ -190,13 +190,14 @@ def simulate(
     """
     _check(size)
     texts = None if texts_from is None else read_texts(texts_from)
-    rng = np.random.default_rng(size.seed)
+    # Each has its own numbers: the same posts, and so the same embeddings, however many users.
+    of_users, of_posts, rng = np.random.default_rng(size.seed).spawn(3)
     out = SimulatedFeed(folder)
     for stale in (out.feed, out.truth):
         shutil.rmtree(stale, ignore_errors=True)
         stale.mkdir(parents=True)
-    users = make_users(size.users, rng)
-    posts = make_posts(size.posts, rng, texts)
+    users = make_users(size.users, of_users)
+    posts = make_posts(size.posts, of_posts, texts)
     taste = make_taste(users, posts, period(size.days), rng)
     sessions = make_sessions(size.users, size.views, size.days, rng)
     pq.write_table(users.table, out.users)

@@ -20,7 +20,7 @@ from pipelines.conversion.likelihood import (
 )
 from pipelines.conversion.models import Goals
 from pipelines.conversion.posts import Columns, Posts, picture, read_posts
-from pipelines.conversion.properties import clean_text, properties
+from pipelines.conversion.properties import clean_text, languages, properties
 from pipelines.conversion.targets import fixed_weights, inverse_mean_weights, weighted_target
 from pipelines.errors import ConversionError
 
@@ -165,6 +165,23 @@ def test_properties_are_what_a_reader_counts() -> None:
     assert "quotation_marks" not in read.names
     assert np.isnan(read.column("latin_share")[2])
     assert read.column("latin_share")[1] == 0
+
+
+def test_the_language_is_told_where_the_text_tells_it() -> None:
+    english = "The film was long, but we liked the music and the actors a lot."
+    german = "Der Film war lang, aber die Musik und die Schauspieler waren sehr gut."
+    russian = "Фильм был длинный, но музыка и актёры нам очень понравились."
+    marked = f"<p>{german}</p> https://example.com/the/most/english/of/all/addresses"
+    texts = [english, german, russian, marked, "", "2021 🙂", "lol"]
+    assert languages(texts) == ["en", "de", "ru", "de", None, None, None]
+    read = properties(posts_of([english] * 30 + [german] * 25 + [russian] * 3 + ["lol"] * 4))
+    assert [name for name in read.names if name.startswith("language")] == [
+        "language de",
+        "language en",
+    ]
+    column = read.column("language de")
+    assert column[:58].sum() == 25
+    assert np.isnan(column[58:]).all()
 
 
 def test_pictures_are_told_apart() -> None:
