@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,8 +15,10 @@ from pydantic_settings import SettingsError as SourceError
 from rich.console import Console
 
 from feastpack.errors import FeastpackError
-from feature_repo.dataset import DatasetError
-from pipelines.errors import PipelineError
+from feature_repo.dataset import Dataset, DatasetError
+from feature_repo.workspace import Workspace
+from pipelines.errors import BusyError, PipelineError
+from pipelines.lock import only_run
 from serving.errors import ServingError
 from validation.errors import ValidationError
 
@@ -27,8 +30,9 @@ EXPECTED_ERRORS = (
     ServingError,
     ValidationError,
 )
-# A gate that stops a run has an exit code of its own, so that schedulers can tell.
-EXIT_ERROR, EXIT_USAGE, EXIT_GATE = 1, 2, 3
+# What a scheduler must tell apart has an exit code of its own: a gate stopped the run, so that
+# trying again is of no use; another run is at work, so that it is.
+EXIT_ERROR, EXIT_USAGE, EXIT_GATE, EXIT_BUSY = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,14 @@ class Command:
         ``module:class`` of its settings; imported when the command runs.
     function
         ``module:function`` that takes the settings and a console.
+    is_exclusive
+        Whether it changes the dataset's state, so that only one such command may run at a time.
     """
 
     summary: str
     settings: str
     function: str
+    is_exclusive: bool = False
 
     def load(self) -> tuple[type[BaseSettings], Callable[[Any, Console], None]]:
         """Import the settings class and the function."""
@@ -55,7 +62,8 @@ class Command:
 
 
 def _step(name: str, summary: str) -> Command:
-    return Command(summary, "pipelines.settings:JobSettings", f"pipelines.commands:{name}")
+    function = f"pipelines.commands:{name}"
+    return Command(summary, "pipelines.settings:JobSettings", function, is_exclusive=True)
 
 
 COMMANDS = {
@@ -64,6 +72,7 @@ COMMANDS = {
         "All steps, then the service asked over HTTP before and after a like.",
         "pipelines.settings:JobSettings",
         "pipelines.demo:demo",
+        is_exclusive=True,
     ),
     "ingest": _step("ingest", "Source files through the raw gates into the lake."),
     "features": _step("features", "Lake to gated feature tables."),
@@ -76,6 +85,7 @@ COMMANDS = {
         "Search settings of sources and rankers on slices before the test; resumable.",
         "pipelines.settings:TuneSettings",
         "pipelines.commands:tune",
+        is_exclusive=True,
     ),
     "recommend": Command(
         "Recommendations for one user, from Redis and the published bundle.",
@@ -92,7 +102,11 @@ COMMANDS = {
         "pipelines.settings:ServeSettings",
         "pipelines.serve:serve",
     ),
-    "leakage": _step("leakage", "Change the future; see whether features or candidates move."),
+    "leakage": Command(
+        "Change the future; see whether features or candidates move.",
+        "pipelines.settings:JobSettings",
+        "pipelines.commands:leakage",
+    ),
     "drift": Command(
         "Inputs of the ranker: the training window against today's data and what was served.",
         "pipelines.settings:JobSettings",
@@ -169,7 +183,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code.
 
-    0 done, 1 an error with its message, 2 wrong usage, 3 stopped by a gate.
+    0 done, 1 an error with its message, 2 wrong usage, 3 stopped by a gate, 4 another run is at
+    work.
     """
     # Idle OpenMP threads that spin starve the others wherever cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -198,7 +213,11 @@ def _run(name: str, command: Command, arguments: list[str], console: Console) ->
         _complain(f"{name}: {_settings_problem(error)}; see `feastrank {name} --help`")
         return EXIT_USAGE
     try:
-        function(settings, console)
+        with _alone(name, command, settings):
+            function(settings, console)
+    except BusyError as error:
+        _complain(str(error))
+        return EXIT_BUSY
     except ValidationError as error:
         _complain(f"stopped by a gate; nothing was published.\n{error}")
         return EXIT_GATE
@@ -209,6 +228,17 @@ def _run(name: str, command: Command, arguments: list[str], console: Console) ->
         _complain("interrupted; run the same command again to resume")
         return 130
     return 0
+
+
+def _alone(name: str, command: Command, settings: Any) -> AbstractContextManager[None]:
+    """Lock the dataset's state for a command that changes it."""
+    if not command.is_exclusive:
+        return nullcontext()
+    # Feast takes seconds to import, which the overview need not pay.
+    from pipelines.job.context import description_path
+
+    dataset = Dataset.read(description_path(settings)).name
+    return only_run(dataset, Workspace(settings.home.resolve(), dataset).root, name)
 
 
 def _titled(settings: type[BaseSettings], name: str, summary: str) -> type[BaseSettings]:

@@ -19,6 +19,7 @@
     ├── TuningError         a search for settings that found none
     ├── FeatureError        features that cannot be computed
     ├── ConversionError     a table of posts from which no conversion can be learned
+    ├── BusyError           another run changes the same state; try again when it has ended
     ├── SimulationError     a feed that cannot be simulated, or whose truth cannot be read
     └── MissingStepError    a step whose forerunner has not been run
 """
@@ -26,6 +27,10 @@
 
 class PipelineError(Exception):
     """Base of every error that the pipelines raise on purpose."""
+
+
+class BusyError(PipelineError):
+    """Another run changes the same state; the same command may be tried again later."""
 
 
 class FetchError(PipelineError):

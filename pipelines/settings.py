@@ -4,17 +4,25 @@ A flag ``--text-model`` and the variable ``FEASTRANK_TEXT_MODEL`` fill the same 
 wins.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from feature_repo import workspace
 from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
 from pipelines.features.text_encoders import EMBEDDED_MODEL, Pooling
 from serving.settings import HttpSettings
+
+
+def _in_utc(given: datetime) -> datetime:
+    return given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
+
+
+Moment: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time in UTC; one that is given without a zone is meant so."""
 
 
 class CommandSettings(BaseSettings):
@@ -49,6 +57,11 @@ class JobSettings(DatasetSettings):
         None,
         description="Folder that relative paths in the description start at; by default the "
         "description's own folder, or what it fetches.",
+    )
+    until: Moment | None = Field(
+        None,
+        description="Window of data: events from this moment (UTC) on are left for a later run. "
+        "Windows are run in order of time; the same one again changes nothing.",
     )
     drop_orphans: bool = Field(
         False, description="Leave out events whose user or post is not listed, instead of stopping."
@@ -113,7 +126,7 @@ class JobSettings(DatasetSettings):
         le=10_000_000,
         description="Users of the test slice that lists are measured on; more are sampled.",
     )
-    as_of: datetime | None = Field(
+    as_of: Moment | None = Field(
         None,
         description="Moment (UTC) that online features and recommendations are for; by default "
         "now, or the last event's time if that is more than 28 days ago.",

@@ -4,7 +4,6 @@ A change is written to a staging folder, then announced in one file that is rena
 From then on it will happen: whoever comes next finishes what a killed process began.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import LakeError
+from pipelines.lock import held
 
 _STAGING = ".staging"
 _ANNOUNCEMENT = "commit.json"
@@ -28,14 +28,10 @@ def locked(folder: Path) -> Iterator[None]:
     LakeError
         If another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LakeError(
-                f"{folder}: another process is writing to it; wait for it to end and run again"
-            ) from error
+    busy = LakeError(
+        f"{folder}: another process is writing to it; wait for it to end and run again"
+    )
+    with held(folder / _LOCK, lambda _: busy):
         yield
 
 

@@ -9,8 +9,12 @@
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from feature_repo.dataset import Dataset
 from pipelines.datasets.normalise import RawTables
@@ -22,6 +26,15 @@ def read_state(lake: Path) -> dict[str, Any]:
     """Return what the lake remembers; nothing if there is no lake."""
     path = lake / _STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def last_event(lake: Path) -> datetime | None:
+    """Return the time of the lake's last event, UTC; None if there is none."""
+    months = sorted((lake / "events").glob("event_month=*"))
+    if not months:
+        return None
+    newest: datetime | None = pc.max(ds.dataset(months[-1]).to_table(["event_time"])[0]).as_py()
+    return newest
 
 
 def write_state(raw: RawTables, folder: Path) -> None:

@@ -6,6 +6,7 @@ past or labels of two kinds is asked by the gate on the raw tables.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def read_raw(
     on_progress: Progress | None = None,
     before: Before | None = None,
     drained: Path | None = None,
+    until: datetime | None = None,
 ) -> RawTables:
     """Read a dataset's source into raw tables below `folder`, replacing those that are there.
 
@@ -143,6 +145,9 @@ def read_raw(
     drained
         Folder of `pipelines.datasets.drain`, whose events follow those of the source; all of them
         are read every time.
+    until
+        Events from this moment on are left out; where there are such, the next ingest begins its
+        reading where this one did. None: all events.
 
     Raises
     ------
@@ -153,7 +158,9 @@ def read_raw(
         raised, so the counts are of the whole part.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reader = _Reader(base_folder, folder, before or Before(), on_progress, drained)
+    if until is not None and not dataset.has_clock:
+        raise SourceError(f"dataset {dataset.name}: its events have no clock to cut windows by")
+    reader = _Reader(base_folder, folder, before or Before(), on_progress, drained, until)
     entities: dict[str, Path | None] = {"users": None, "posts": None}
     with reader.databases:
         for name, source in (("users", dataset.users), ("posts", dataset.posts)):
@@ -272,9 +279,10 @@ class _Reader:
         before: Before,
         on_progress: Progress | None,
         drained: Path | None,
+        until: datetime | None,
     ) -> None:
         self.base_folder, self.folder, self.before = base_folder, folder, before
-        self.on_progress, self.drained = on_progress, drained
+        self.on_progress, self.drained, self.until = on_progress, drained, until
         self.databases = Databases()
         self.reached = before.reached
         self.types: dict[str, Mapping[str, str]] = {}
@@ -290,14 +298,16 @@ class _Reader:
             part.check_columns()
             check_types(part, self.before.types.get(table, {}), self.before.lake)
         target = self.folder / f"{table}.parquet"
-        rows = _convert(parts, target, plan, table, self.on_progress)
+        until = self.until if table == "events" else None
+        rows, later = _convert(parts, target, plan, table, self.on_progress, until)
         if rows == 0 and since is None:
             raise SourceError(
                 f"{parts[0].label} has no rows; expected one for each of the {table}; "
                 f"{'fill it' if plan.source.is_database else 'export it again'}"
             )
         self.types[table] = own[0].types
-        if table == "events":
+        # A watermark need not be the events' time: rows left out may lie anywhere before its end.
+        if table == "events" and not later:
             self.reached = own[-1].reached
         return target
 
@@ -308,10 +318,11 @@ def _convert(
     plan: "_EntityPlan | _EventsPlan",
     table: str,
     on_progress: Progress | None,
-) -> int:
-    """Write one raw table from all of its parts; return its rows."""
+    until: datetime | None,
+) -> tuple[int, int]:
+    """Write one raw table from all of its parts; return the rows read, and those left out."""
     temporary = target.with_suffix(".tmp")
-    total = 0
+    total = later = 0
     connection = _connect(plan.zone, table)
     # Read once and removed: fast to write counts for more than small.
     cheap = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
@@ -328,14 +339,23 @@ def _convert(
                     raise SourceError(f"{part.label}: {error}") from error
                 result = _run(connection, batch, expressions, total, part.label)
                 _note_faults(result, batch, expressions, faults)
-                writer.write_table(_shape(result, plan.schema))
+                shaped = _shape(result, plan.schema)
+                kept = shaped if until is None else _before(shaped, until)
+                writer.write_table(kept)
                 total += batch.num_rows
+                later += batch.num_rows - kept.num_rows
                 if on_progress is not None:
                     on_progress(f"reading {table}", total, (position + share) / len(parts))
             if faults:
                 raise SourceError(_describe(faults, part, plan.source, table, start, total))
     temporary.replace(target)
-    return total
+    return total, later
+
+
+def _before(events: pa.Table, until: datetime) -> pa.Table:
+    """Return the events before a moment, and those without a time, which a gate judges."""
+    is_later = pc.greater_equal(events["event_time"], pa.scalar(until, TIME))
+    return events.filter(pc.invert(pc.fill_null(is_later, False)))
 
 
 def _connect(zone: str, table: str) -> duckdb.DuckDBPyConnection:

@@ -201,7 +201,6 @@ def open_store(workspace: Workspace) -> FeatureStore:
 def moment_of(settings: JobSettings, last_event: datetime) -> datetime:
     """Return the moment that online features are for; see ``JobSettings.as_of``."""
     if settings.as_of is not None:
-        given = settings.as_of
-        return given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
+        return settings.as_of
     now = datetime.now(UTC)
     return now if (now - last_event).days <= 28 else last_event

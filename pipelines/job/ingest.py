@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
 from pipelines.datasets.fetch import fetch
 from pipelines.datasets.lake import read_before, recover, write_lake
-from pipelines.datasets.lake_state import events_rules, read_state
+from pipelines.datasets.lake_state import events_rules, last_event, read_state
 from pipelines.datasets.normalise import RawTables, read_raw
 from pipelines.datasets.parts import Databases, Stamp, drained_parts
+from pipelines.errors import LakeError
 from pipelines.job.context import Bar, Context, Progresses
 from pipelines.job.gates import judge, suites_file
 from pipelines.steps import StepRecord, code_key, content_key
@@ -34,7 +37,11 @@ def run(context: Context) -> StepRecord:
         NAME,
         context.dataset.fingerprint(),
         _stamps(context, base),
-        [context.settings.drop_orphans, context.settings.quarantine_share],
+        [
+            context.settings.drop_orphans,
+            context.settings.quarantine_share,
+            context.settings.until,
+        ],
         suites.read_text(encoding="utf-8") if suites.exists() else None,
         code_key(
             "pipelines.datasets",
@@ -84,10 +91,13 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
         bar = drawn.setdefault(title, bars.bar(title))
         bar(rows, round(rows / share) if share > 0 else rows)
 
+    _check_window(context)
     try:
         before = read_before(context.dataset, context.workspace.lake)
         drained = context.workspace.drained
-        raw = read_raw(context.dataset, base, raw_folder, progress, before, drained)
+        until = context.settings.until
+        raw = read_raw(context.dataset, base, raw_folder, progress, before, drained, until)
+        _check_events(context, raw)
         raw, aside = _gate(context, raw)
         result = write_lake(
             raw,
@@ -106,6 +116,27 @@ def _ingest(context: Context, base: Path, bars: Progresses) -> Mapping[str, Any]
         "summary": f"{result.users:,} users, {result.posts:,} posts, {result.events:,} events "
         f"({result.new_events:,} new{removed}{orphans}{set_aside}), gates passed",
     }
+
+
+def _check_window(context: Context) -> None:
+    """Raise `LakeError` if the lake holds events after the window's end."""
+    until, reached = context.settings.until, last_event(context.workspace.lake)
+    if until is not None and reached is not None and reached >= until:
+        raise LakeError(
+            f"{context.workspace.lake}: it holds events until {reached.isoformat()}, and "
+            f"--until {until.isoformat()} ends before: windows are run in order of time; to look "
+            "back, use a state folder of its own (--home)"
+        )
+
+
+def _check_events(context: Context, raw: RawTables) -> None:
+    """Raise `LakeError` if the first window is empty."""
+    until, lake = context.settings.until, context.workspace.lake
+    if until is None or pq.read_metadata(raw.events).num_rows or last_event(lake) is not None:
+        return
+    raise LakeError(
+        f"dataset {context.dataset.name}: no event lies before --until {until.isoformat()}"
+    )
 
 
 def _gate(context: Context, raw: RawTables) -> tuple[RawTables, int]:
