@@ -315,7 +315,10 @@ class FeedSettings(JobSettings):
         200_000, ge=1_000, description="How many of them, drawn by chance, CatBoost learns on."
     )
     shortlist: int = Field(
-        100, ge=5, le=10_000, description="Posts of a moment that CatBoost orders."
+        100,
+        ge=5,
+        le=10_000,
+        description="Posts of a moment that CatBoost orders; fewer where fewer are left.",
     )
 
 

@@ -146,3 +146,9 @@ def candidate_inputs(names: Iterable[str]) -> set[str]:
 def has_created_time(dataset: Dataset) -> bool:
     """Return whether posts say when they were created."""
     return dataset.posts is not None and dataset.posts.created is not None
+
+
+def has_conversion(dataset: Dataset) -> bool:
+    """Return whether posts are told apart by content, and views from what they led to."""
+    is_counted = dataset.has_impressions and exposure(dataset) == "impression_count"
+    return is_counted and (dataset.has_text or dataset.has_images)

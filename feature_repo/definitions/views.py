@@ -111,6 +111,13 @@ def _views(dataset: Dataset) -> Iterable[tuple[str, Entity, list[Field], str]]:
             [Field(name=c.IMAGE_EMBEDDING, dtype=Array(Float32))],
             ("What the post's picture shows, as an embedding."),
         )
+    if c.has_conversion(dataset):
+        yield (
+            "post_conversion",
+            post,
+            [Field(name=c.PREDICTED_POSITIVE_RATE, dtype=Float64)],
+            ("How often the post would be liked, predicted from text, picture and topic."),
+        )
 
 
 def _attributes(attributes: tuple[Attribute, ...], entity: str) -> list[Field]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureView
+from numpy.typing import NDArray
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
@@ -42,6 +43,9 @@ EXPRESSIONS: dict[str, Compute] = {
 
 IMAGE_VIEW = "post_image"
 """The view that an image encoder computes."""
+
+CONVERSION_VIEW = "post_conversion"
+"""The view that is predicted from the texts' and pictures' embeddings, and so comes after them."""
 
 CLUSTERS_FILE = "text_clusters.npz"
 """Beside the feature tables: what was fitted, for the next run to apply."""
@@ -168,6 +172,51 @@ def write_text_views(
         previous=settings.previous,
     )
     return TextResult({n: t.num_rows for n, t in views.items()}, made.found.summary, cards)
+
+
+def write_conversion_view(
+    tables: LakeTables, dataset: Dataset, cut: pa.TimestampScalar, seed: int, folder: Path
+) -> int:
+    """Compute post_conversion from the views of texts and pictures in ``folder``; return its rows.
+
+    Parameters
+    ----------
+    cut
+        Views and likes before it are learnt from.
+    """
+    # CatBoost and the language models take seconds to load, which other datasets need not pay.
+    from pipelines.features import post_conversion
+
+    columns = ("post_id", "known_time", "text", "topics")
+    posts = tables.posts.select(*columns).order_by("post_id").to_pyarrow()
+    counts = _counts(tables, dataset, cut, posts["post_id"])
+    assert counts is not None, "the view is there with impressions only"
+    vectors = {
+        name: _embeddings(folder / f"{view}.parquet", column, posts["post_id"])
+        for name, view, column, is_there in (
+            ("text", "post_text", c.TEXT_EMBEDDING, dataset.has_text),
+            ("image", IMAGE_VIEW, c.IMAGE_EMBEDDING, dataset.has_images),
+        )
+        if is_there
+    }
+    table = post_conversion.compute(
+        posts, post_conversion.Viewed(*counts), vectors, cut=cut, seed=seed
+    )
+    pq.write_table(table, folder / f"{CONVERSION_VIEW}.parquet")
+    return len(posts)
+
+
+def _embeddings(path: Path, column: str, posts: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a view's vectors by post, float32 (posts, d); NaN where a post has none."""
+    table = pq.read_table(path, columns=["post_id", column])
+    table = table.filter(pc.is_valid(table[column]))
+    flat = pc.list_flatten(table[column]).to_numpy().astype(np.float32)
+    width = len(flat) // max(table.num_rows, 1)
+    vectors = np.full((len(posts), max(width, 1)), np.nan, dtype=np.float32)
+    places = pc.index_in(table["post_id"], posts).to_numpy()
+    if width:
+        vectors[places] = flat.reshape(-1, width)
+    return vectors
 
 
 def _ids(file: Path, posts: pa.ChunkedArray) -> list[str]:

@@ -17,9 +17,11 @@ from feature_repo.definitions.views import feature_views
 from pipelines.evaluation.split import Slices, time_slices
 from pipelines.features.build import (
     CLUSTERS_FILE,
+    CONVERSION_VIEW,
     IMAGE_VIEW,
     ImageSettings,
     TextSettings,
+    write_conversion_view,
     write_expressions,
     write_image_view,
     write_text_views,
@@ -48,7 +50,13 @@ def run(context: Context) -> StepRecord:
         settings.image_model if context.dataset.has_images else None,
         settings.refit_clusters,
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
-        code_key("pipelines.features", "feature_repo", "pipelines.evaluation.split", "validation"),
+        code_key(
+            "pipelines.features",
+            "pipelines.conversion",
+            "feature_repo",
+            "pipelines.evaluation.split",
+            "validation",
+        ),
     )
     outputs = [context.workspace.features]
     if context.dataset.has_text:
@@ -95,11 +103,12 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     for name, count in write_expressions(backend, tables, context.dataset, views, staging):
         rows[name] = count
         progress(len(rows), len(views))
+    cut = pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC"))
     if context.dataset.has_text:
         text = TextSettings(
             model=text_model_of(settings),
             cache=workspace.home / "embeddings",
-            fit_before=pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC")),
+            fit_before=cut,
             seed=settings.seed,
             ids=workspace.lake / "ids" / "posts.parquet",
             previous=TextClusters.load(workspace.features / CLUSTERS_FILE),
@@ -117,6 +126,10 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
             tables, images, staging, bars.bar("pictures embedded")
         )
         notes.append(f"pictures refused: {refused}" if refused else "")
+    if any(view.name == CONVERSION_VIEW for view in views):
+        rows[CONVERSION_VIEW] = write_conversion_view(
+            tables, context.dataset, cut, settings.seed, staging
+        )
     _gate(context, views, staging, pc.max(events["event_time"]).as_py())
     shutil.rmtree(workspace.features, ignore_errors=True)
     staging.rename(workspace.features)

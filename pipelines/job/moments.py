@@ -1,10 +1,12 @@
 """The command `feastrank feed`: the best posts of the whole catalogue for users at moments.
 
 Rankers learn on impressions before the first moment that is asked about: of what a user was shown,
-what he liked. An `Affinity` is fitted to the earlier ones; CatBoost sees its logit, all features
-as of the impression, hour and month on the later ones. The last ones are the validation, on which
-the better of the two is chosen. The affinity, fitted again on everything, then makes a shortlist of
-all posts, never one that the user has liked before the moment, and the chosen ranker orders it.
+what he liked (also where the like is a row of its own, some time after the view). An `Affinity` is
+fitted to the earlier ones; CatBoost sees its logit, all features as of the impression, hour and
+month on the later ones. The last ones are the validation, on which the better of the two is chosen:
+the one whose best-scored impressions were liked more often. The affinity, fitted again on
+everything, then makes a shortlist of all posts, never one that the user has liked before the
+moment, and the chosen ranker orders it.
 """
 
 import resource
@@ -12,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +38,8 @@ from serving.inputs import InputEncoder
 
 # Shares of the impressions, by time, that the affinity and CatBoost learn on; validation the rest.
 _EARLIER, _LATER = 0.8, 0.95
+# Lists are made of the best posts, so rankers are compared where they promise most.
+_TOP_SHARE = 0.02
 _ROWS_A_GROUP = 5_000
 _MOMENTS_AT_ONCE = 256
 Ids = NDArray[np.object_]
@@ -160,17 +165,31 @@ class _Feed:
             columns=["user_id", "post_id", "event_time", "is_positive"],
             filter=ds.field("is_impression") & before,
         )
+        if not seen.num_rows:
+            first = np.datetime64(cut, "us")
+            raise MomentsError(
+                f"moments: the first is at {first} UTC, and nothing was shown before it; rankers "
+                "learn on earlier impressions, so ask about later moments"
+            )
+        seen = _with_later_likes(
+            seen,
+            events.to_table(
+                columns=["user_id", "post_id", "event_time"],
+                filter=ds.field("is_positive") & ~ds.field("is_impression") & before,
+            ),
+            self.context.settings.impression_label_hours,
+        )
         times = seen["event_time"].cast(pa.int64()).to_numpy()
         order = np.argsort(times, kind="stable")[-self.settings.impressions :]
         self.users, self.times = seen["user_id"].to_numpy()[order], times[order]
         self.posts = np.searchsorted(self.post_ids, seen["post_id"].to_numpy()[order])
-        liked = seen["is_positive"].to_numpy()[order]
-        self.liked = liked.astype(np.float32)
+        self.liked = seen["is_positive"].to_numpy()[order].astype(np.float32)
         who = pa.array(np.unique(self.asked.users))
         self.likes = events.to_table(
             columns=["user_id", "post_id", "event_time"],
             filter=ds.field("is_positive") & ds.field("user_id").isin(who),
         ).sort_by([("user_id", "ascending"), ("event_time", "ascending")])
+        self.liked_before = self._liked_before()
         self._say("impressions", f"{len(order):,} before the first moment")
 
     def lists(self) -> Rows:
@@ -179,7 +198,7 @@ class _Feed:
         model = self._affinity(slice(0, len(self.users)))
         self._say("affinity", "fitted on all of them")
         shortlist = self._shortlist(model)
-        size = self.settings.shortlist if chosen == "catboost" else SHOWN
+        size = shortlist.shape[1] if chosen == "catboost" else SHOWN
         shortlist = shortlist[:, :size]
         users = np.repeat(self.asked.users, size)
         times = np.repeat(self.asked.times_us, size)
@@ -225,28 +244,58 @@ class _Feed:
             matrix[:count], self.liked[learnt], sizes, self.inputs.names, self.inputs.categories
         )
         scores = {"catboost": ranker.predict(matrix[count:]), "affinity": logits[count:]}
-        losses = {name: _log_loss(self.liked[judged], scores[name]) for name in RANKERS}
-        chosen = min(RANKERS, key=losses.__getitem__)
-        told = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
-        self._say("rankers", f"log loss on validation {told}: {chosen} chosen")
+        top = {name: _top_rate(self.liked[judged], scores[name]) for name in RANKERS}
+        chosen = max(RANKERS, key=top.__getitem__)
+        told = ", ".join(
+            f"{name} {top[name]:.4f} (log loss {_log_loss(self.liked[judged], scores[name]):.5f})"
+            for name in RANKERS
+        )
+        self._say(
+            "rankers",
+            f"likes per view of the best {_TOP_SHARE:.0%} of validation: {told}: {chosen} chosen",
+        )
         return ranker, encoder, chosen
 
-    def _shortlist(self, model: Affinity) -> Rows:
-        """Return the best posts of each moment, best first, never one liked before it."""
-        users, times = self.asked.users, self.asked.times_us
+    def _liked_before(self) -> list[Rows]:
+        """Return the posts that each moment's user has liked before it, each once.
+
+        Raises
+        ------
+        MomentsError
+            If a list cannot be filled with what is left.
+        """
         owners, posts = self.likes["user_id"].to_numpy(), self.likes["post_id"].to_numpy()
         posts = np.searchsorted(self.post_ids, posts)
         liked_at = self.likes["event_time"].cast(pa.int64()).to_numpy()
-        low, high = np.searchsorted(owners, users), np.searchsorted(owners, users, side="right")
-        result = np.empty((len(users), self.settings.shortlist), dtype=np.int64)
+        low = np.searchsorted(owners, self.asked.users)
+        high = np.searchsorted(owners, self.asked.users, side="right")
+        found = []
+        for first, last, time_us in zip(low, high, self.asked.times_us, strict=True):
+            own = slice(first, last)
+            found.append(np.unique(posts[own][liked_at[own] < time_us]))
+        most = max(map(len, found))
+        if len(self.post_ids) - most < SHOWN:
+            raise MomentsError(
+                f"moments: of {len(self.post_ids):,} posts a user has liked {most:,} before, which "
+                f"are never shown again, so a list of {SHOWN} cannot be filled; leave him out"
+            )
+        return found
+
+    def _shortlist(self, model: Affinity) -> Rows:
+        """Return the best posts of each moment, best first, never one liked before it.
+
+        As many as the settings say, or as every user has left.
+        """
+        users, times = self.asked.users, self.asked.times_us
+        count = len(self.post_ids) - max(map(len, self.liked_before))
+        count = min(self.settings.shortlist, count)
+        result = np.empty((len(users), count), dtype=np.int64)
         for start in range(0, len(users), _MOMENTS_AT_ONCE):
             part = np.arange(start, min(start + _MOMENTS_AT_ONCE, len(users)))
             scores = model.of_all_posts(users[part], _hours(times[part]))
             for row, moment in enumerate(part):
-                own = slice(low[moment], high[moment])
-                before = posts[own][liked_at[own] < times[moment]]
-                scores[row, before] = -np.inf
-            result[part] = _best(scores, self.settings.shortlist)
+                scores[row, self.liked_before[moment]] = -np.inf
+            result[part] = _best(scores, count)
         return result
 
     def _say(self, name: str, text: str) -> None:
@@ -255,6 +304,25 @@ class _Feed:
         self.context.console.print(
             f"[bold]{name:<12}[/] {seconds:8.1f} s  {peak:6,.0f} MB  {text}", highlight=False
         )
+
+
+def _with_later_likes(seen: pa.Table, likes: pa.Table, hours: float) -> pa.Table:
+    """Mark the last impression before each like that is a row of its own, if it is recent."""
+    if not likes.num_rows:
+        return seen
+    rows = seen.append_column("row", pa.array(np.arange(seen.num_rows)))
+    with duckdb.connect() as connection:
+        connection.register("seen", rows)
+        connection.register("likes", likes)
+        found = connection.execute(
+            "SELECT seen.row FROM likes ASOF JOIN seen ON likes.user_id = seen.user_id "
+            "AND likes.post_id = seen.post_id AND likes.event_time >= seen.event_time "
+            "WHERE likes.event_time <= seen.event_time + to_microseconds(?)",
+            [round(hours * 3.6e9)],
+        ).fetchnumpy()["row"]
+    liked = seen["is_positive"].to_numpy().copy()
+    liked[found] = True
+    return seen.set_column(seen.column_names.index("is_positive"), "is_positive", pa.array(liked))
 
 
 def _hours(times_us: Rows) -> Rows:
@@ -269,6 +337,12 @@ def _best(scores: Floats, count: int) -> Rows:
     top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
     return np.take_along_axis(top, order, axis=1)
+
+
+def _top_rate(liked: Floats, scores: Floats) -> float:
+    """Return the likes per view of the views with the highest scores."""
+    count = max(1, int(len(scores) * _TOP_SHARE))
+    return float(liked[np.argpartition(-scores, count - 1)[:count]].mean())
 
 
 def _log_loss(liked: Floats, logits: Floats) -> float:
