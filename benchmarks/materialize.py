@@ -32,6 +32,8 @@ FEATURES = [f"f{number}" for number in range(20)]
 START, END = datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC)
 SAMPLE = 500
 CHUNK_ROWS = 1_000_000
+#: Beyond the limit the search for the latest rows spills to disk; without one it takes what it can.
+OUR_OFFLINE_STORE = {"type": "feastpack.AsofDuckDBOfflineStore", "memory_limit": "300MB"}
 #: SET commands that are sent before their answers are awaited.
 PIPELINED = 20_000
 SET_COMMAND = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
@@ -70,7 +72,7 @@ def through_feast(folder: str, side: str, address: str, sample: Sequence[int]) -
         provider="local",
         registry=f"{folder}/registry_{side}.db",
         online_store={"type": online, "connection_string": address},
-        offline_store={"type": "feastpack.AsofDuckDBOfflineStore" if ours else "duckdb"},
+        offline_store=OUR_OFFLINE_STORE if ours else {"type": "duckdb"},
         batch_engine={"type": "feastpack.ArrowComputeEngine"} if ours else "local",
         entity_key_serialization_version=3,
     )

@@ -70,17 +70,20 @@ def blobs_of(keys: pa.BinaryArray, rows: pa.BinaryArray, rows_per_blob: int) -> 
     keys, rows
         Binary arrays of the same length, without nulls.
     """
-    lengths = np.empty((len(keys), 2), dtype="<u4")
-    lengths[:, 0] = pc.binary_length(keys).to_numpy(zero_copy_only=False)
-    lengths[:, 1] = pc.binary_length(rows).to_numpy(zero_copy_only=False)
-    heads = uniform_binary(lengths.view(np.uint8))
-    joined = pc.binary_join_element_wise(heads, keys, rows, pa.scalar(b"", pa.binary()))
+    nothing = pa.scalar(b"", pa.binary())
+    joined = pc.binary_join_element_wise(_lengths(keys), keys, _lengths(rows), rows, nothing)
     _, offset_buffer, data = joined.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)
     view = memoryview(data) if data is not None else memoryview(b"")
     for first in range(0, len(keys), rows_per_blob):
         last = min(first + rows_per_blob, len(keys))
         yield Blob(last - first, view[offsets[first] : offsets[last]])
+
+
+def _lengths(values: pa.BinaryArray) -> pa.BinaryArray:
+    """Return the length of each value as four bytes."""
+    lengths = pc.binary_length(values).to_numpy(zero_copy_only=False).astype("<u4")
+    return uniform_binary(lengths[:, None].view(np.uint8))
 
 
 def write_blobs(
@@ -121,7 +124,7 @@ def _stream(
     waiting: deque[int] = deque()
     written = 0
     for blob in blobs:
-        connection.send_command("EVALSHA", sha, 0, blob.data, *lifetime.arguments())
+        connection.send_command("EVALSHA", sha, 0, blob.data, blob.rows, *lifetime.arguments())
         waiting.append(blob.rows)
         if len(waiting) > _IN_FLIGHT:
             written += _receive(connection, waiting, progress)
@@ -155,7 +158,7 @@ def write_each(
         singles = blobs_of(keys, packed.rows[first : first + rows_per_batch], 1)
         with client.pipeline() as pipe:
             for key, blob in zip(keys.to_pylist(), singles, strict=True):
-                pipe.execute_command("EVALSHA", sha, 1, key, blob.data, *lifetime.arguments())
+                pipe.execute_command("EVALSHA", sha, 1, key, blob.data, 1, *lifetime.arguments())
             replies = pipe.execute()
         written += sum(replies)
         if progress is not None:
@@ -193,7 +196,7 @@ async def write_async(
     first = 0
     for blob in blobs_of(packed.keys, packed.rows, rows_per_blob):
         keys = [packed.keys[first].as_py()] if rows_per_blob == 1 else []
-        await client.evalsha(sha, len(keys), *keys, blob.data, *lifetime.arguments())
+        await client.evalsha(sha, len(keys), *keys, blob.data, blob.rows, *lifetime.arguments())
         first += blob.rows
         if progress is not None:
             progress(blob.rows)
