@@ -28,7 +28,7 @@ from feature_repo.definitions import columns as c
 from pipelines.errors import MomentsError
 from pipelines.job.context import Context, open_context, open_store
 from pipelines.ranking.affinity import Affinity, Floats, Rows, Views
-from pipelines.ranking.impressions import Inputs, attribute_matrix, content_matrix
+from pipelines.ranking.impressions import Inputs, attribute_matrix, content_matrix, exposure_groups
 from pipelines.ranking.models import Ranker, make_ranker
 from pipelines.settings import FeedSettings
 from pipelines.simulation.simulate import SimulatedFeed
@@ -147,6 +147,7 @@ class _Feed:
             self._vectors("post_text_clusters", c.TEXT_PCA, context.dataset.has_text),
         )
         self._read()
+        self.groups = exposure_groups(self.posts, self.contents[:, 1 : self.topics])
 
     def _vectors(self, view: str, column: str, is_there: bool) -> pa.Table | None:
         path = self.context.workspace.feature_table(view)
@@ -194,8 +195,8 @@ class _Feed:
 
     def lists(self) -> Rows:
         """Return the top posts of every moment: dense ids, (moments, 5)."""
-        ranker, encoder, chosen = self._learn()
-        model = self._affinity(slice(0, len(self.users)))
+        start, ranker, encoder, chosen = self._learn()
+        model = self._affinity(slice(0, len(self.users)), start)
         self._say("affinity", "fitted on all of them")
         shortlist = self._shortlist(model)
         size = shortlist.shape[1] if chosen == "catboost" else SHOWN
@@ -211,13 +212,14 @@ class _Feed:
         self._say("lists", f"{len(best):,} moments, {size} posts of each ordered by {chosen}")
         return self.post_ids[np.take_along_axis(shortlist, best, axis=1)]
 
-    def _affinity(self, part: slice) -> Affinity:
+    def _affinity(self, part: slice, start: Affinity | None = None) -> Affinity:
         views = Views(
             self.users[part], self.posts[part], _hours(self.times[part]), self.liked[part]
         )
-        return Affinity.fit(views, self.attributes, self.contents, self.topics)
+        groups = exposure_groups(views.posts, self.contents[:, 1 : self.topics])
+        return Affinity.fit(views, self.attributes, self.contents, self.topics, groups, start=start)
 
-    def _learn(self) -> tuple[Ranker, InputEncoder, str]:
+    def _learn(self) -> tuple[Affinity, Ranker, InputEncoder, str]:
         """Fit both rankers and compare them on validation."""
         first, second = (int(share * len(self.users)) for share in (_EARLIER, _LATER))
         model = self._affinity(slice(0, first))
@@ -254,7 +256,7 @@ class _Feed:
             "rankers",
             f"likes per view of the best {_TOP_SHARE:.0%} of validation: {told}: {chosen} chosen",
         )
-        return ranker, encoder, chosen
+        return model, ranker, encoder, chosen
 
     def _liked_before(self) -> list[Rows]:
         """Return the posts that each moment's user has liked before it, each once.

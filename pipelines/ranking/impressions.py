@@ -17,6 +17,7 @@ from serving.inputs import InputEncoder
 
 HOUR, MONTH, AFFINITY = "request_hour", "request_month", "affinity"
 _LEAST_SHARE = 0.01
+_EXPOSURES = 13
 _ROW = "row"
 _ROWS_A_JOIN = 100_000
 
@@ -82,6 +83,30 @@ def content_matrix(
         spread = found[:, 0].std()
         parts.append(found / spread if spread > 0 else found)
     return np.column_stack(parts), known
+
+
+def exposure_groups(shown: Rows, topics: Floats) -> Rows:
+    """Group posts by their main topic and by how often they were shown.
+
+    How often a feed shows a post is its own judgement of the post, which says most of those that
+    few impressions were seen of.
+
+    Parameters
+    ----------
+    shown
+        Rows of posts, one an impression.
+    topics
+        float32 (posts, topics); no columns: one topic.
+
+    Returns
+    -------
+    int64 (posts,): from 0.
+    """
+    counts = np.bincount(shown, minlength=len(topics))
+    edges = np.quantile(counts[counts > 0], np.linspace(0, 1, _EXPOSURES)[1:-1])
+    main = topics.argmax(axis=1) if topics.shape[1] else np.zeros(len(topics), dtype=np.int64)
+    groups: Rows = main * _EXPOSURES + np.searchsorted(edges, counts, side="right")
+    return groups
 
 
 def _vectors(post_ids: Rows, table: pa.Table) -> Floats:
