@@ -10,8 +10,8 @@ Cases: the posts of ``--texts`` (CSV with a column text), cut at the model's own
 text_length) is given, the same words cut to the lengths of a whole feed. Without ``--texts``:
 the titles of MovieLens-100k.
 
-Then faster arithmetic (int8 in all or some layers, compiled, bfloat16) on our side: it would have to
-pay, keep a mean cosine of 0.99 to float32 and 95 % of the ten nearest neighbours.
+Then faster arithmetic (int8 in all or some layers, compiled, bfloat16) on our side: it would have
+to pay, keep a mean cosine of 0.99 to float32 and 95 % of the ten nearest neighbours.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class AffinitySettings:
     group, post, crossed, own, hourly
         Of g, of b, of W (for columns of unit variance), of v, of H.
     iterations
-        At most so many steps.
+        At most so many steps; half as many from another model on.
     """
 
     group: float = 0.3
@@ -47,7 +47,7 @@ class AffinitySettings:
     crossed: float = 0.05
     own: float = 0.3
     hourly: float = 0.1
-    iterations: int = 100
+    iterations: int = 60
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,13 @@ class Affinity:
         problem = _Problem(
             views, attributes, contents, topics, groups, settings or AffinitySettings()
         )
+        steps = problem.settings.iterations
         found = minimize(
             problem.loss_and_gradient,
             np.zeros(problem.size) if start is None else start.found,
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": problem.settings.iterations, "maxcor": 8},
+            options={"maxiter": steps if start is None else steps // 2, "maxcor": 8},
         )
         return problem.model(found.x)
 
