@@ -167,6 +167,11 @@ COMMANDS = {
         "pipelines.settings:DatasetSettings",
         "pipelines.doctor:doctor",
     ),
+    "capacity": Command(
+        "Memory, nodes, cores and refresh time for so many users and posts, from measurements.",
+        "pipelines.settings:CapacitySettings",
+        "pipelines.capacity:capacity",
+    ),
     "gate": Command(
         "`gate propose`: write a suite file with bounds from the data, to be reviewed.",
         "pipelines.settings:GateSettings",

@@ -50,6 +50,32 @@ class DatasetSettings(CommandSettings):
     )
 
 
+class CapacitySettings(DatasetSettings):
+    """Settings of the command `capacity`."""
+
+    users: int = Field(..., ge=1, description="Users that are planned for.")
+    posts: int = Field(..., ge=1, description="Posts that are planned for.")
+    requests_per_second: float = Field(
+        100.0, gt=0, description="Requests for recommendations, in the busiest hour."
+    )
+    refresh_minutes: float = Field(
+        60.0, gt=0, description="In which all rows are to be written anew."
+    )
+    node_gb: float = Field(25.0, gt=0, description="Memory of one Redis node, GiB.")
+    rows_per_second: int = Field(
+        240_000, ge=1, description="Of one writer; benchmarks.materialize measures it."
+    )
+    cpu_ms_per_request: float = Field(
+        10.0, gt=0, description="Of a serving core; benchmarks.serving measures it."
+    )
+    redis_ms_per_request: float = Field(
+        0.8, gt=0, description="Of a Redis node's core; benchmarks.online_read measures it."
+    )
+    sample: int = Field(
+        20_000, ge=1000, le=1_000_000, description="Keys drawn from Redis to be measured."
+    )
+
+
 class JobSettings(DatasetSettings):
     """Settings of the main job; every step takes the same ones, so that results agree."""
 
