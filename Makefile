@@ -42,3 +42,5 @@ bench: install  ## every benchmark, each beside its peer; the last line of each 
 	$(BIN)/python -m benchmarks.bad_inputs
 	$(BIN)/python -m benchmarks.ann
 	$(BIN)/python -m benchmarks.image_embedding
+	$(BIN)/python -m benchmarks.text_embedding
+	$(BIN)/python -m benchmarks.postgres

@@ -26,6 +26,9 @@ from rich.console import Console
 from feature_repo.contract import registered_contract
 from feature_repo.definitions import columns as c
 from pipelines.errors import MomentsError
+from pipelines.job import apply as apply_step
+from pipelines.job import features as features_step
+from pipelines.job import ingest as ingest_step
 from pipelines.job.context import Context, open_context, open_store
 from pipelines.ranking.affinity import Affinity, Floats, Rows, Views
 from pipelines.ranking.impressions import Inputs, attribute_matrix, content_matrix, exposure_groups
@@ -55,10 +58,11 @@ class Asked:
 
 
 def feed(settings: FeedSettings, console: Console) -> None:
-    """Learn, recommend, write the lists; with a simulated feed, print their HitRate@5."""
+    """Ingest and compute what is new, learn, recommend, write the lists.
+
+    With a simulated feed, print their HitRate@5.
+    """
     context = open_context(settings, console)
-    for step in ("features", "apply"):
-        context.record(step)
     if not (context.dataset.has_impressions and context.dataset.has_clock):
         raise MomentsError(
             f"{context.dataset.name}: found no impressions with a time, which rankers of a feed "
@@ -70,6 +74,8 @@ def feed(settings: FeedSettings, console: Console) -> None:
     if place is None:
         raise MomentsError("feed: pass --moments, or --simulated with the folder of simulate")
     table = pq.read_table(place, columns=["user_id", "timestamp"])
+    for step in (ingest_step, features_step, apply_step):
+        step.run(context)
     run = _Feed(context, settings, _asked(context, table))
     lists = run.lists()
     external = _external(context, "post")[lists]

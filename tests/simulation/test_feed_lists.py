@@ -89,9 +89,6 @@ def test_a_simulated_feed_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = feed.description.read_text(encoding="utf-8").replace('text = "text"\n', "")
     feed.description.write_text(text, encoding="utf-8")
     job = ["--dataset", str(feed.description), "--home", str(tmp_path / "home")]
-    for step in ("ingest", "features", "apply"):
-        assert main([step, *job]) == 0
-    capsys.readouterr()
     sizes = ["--ranker-impressions", "20000", "--shortlist", "20"]
     assert main(["feed", *job, *sizes, "--simulated", str(feed.folder)]) == 0
     out = capsys.readouterr().out
