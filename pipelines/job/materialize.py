@@ -22,6 +22,8 @@ from serving.recommender import redis_of
 from validation.columns import text_literal
 
 NAME = "materialize"
+# Keys that Redis looks at for one answer.
+_SCANNED = 1000
 
 
 def run(context: Context) -> StepRecord:
@@ -101,5 +103,5 @@ def is_complete(redis: Any, project: str, namespace: str) -> bool:
 def namespaces(redis: Any, project: str) -> Iterator[str]:
     """Yield the namespaces of a project that were begun."""
     prefix = marker_of(project, "")
-    for key in redis.scan_iter(match=f"{prefix}*"):
+    for key in redis.scan_iter(match=f"{prefix}*", count=_SCANNED):
         yield key.decode().removeprefix(prefix)
