@@ -9,10 +9,10 @@ export PYTHONUNBUFFERED := 1
 demo: install  ## install, start Redis, run the main job on MovieLens-100k, print recommendations and metrics, serve
 	$(BIN)/feastrank demo
 
-test: install  ## the fast suite, with a real Redis
+test: install $(VENV)/spark-installed  ## the fast suite, with a real Redis
 	$(BIN)/python -m pytest -n 2
 
-test-slow: install  ## the slow tests as well
+test-slow: install $(VENV)/spark-installed  ## the slow tests as well
 	$(BIN)/python -m pytest -n 2 -m ""
 
 check: install  ## style, types, import directions
@@ -24,6 +24,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/spark-installed: requirements-spark.lock $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-spark.lock
 	@touch $@
 
 clean:  ## remove everything that was made: environment, state, caches

@@ -29,6 +29,8 @@ from feature_repo.definitions.repository import objects
 from feature_repo.workspace import Workspace
 from pipelines.job.apply import configuration
 from pipelines.job.context import open_store
+from pipelines.job.profile import configuration_template
+from pipelines.settings import JobSettings
 from serving.bundle import REGISTRY, Manifest, publish
 from serving.event_rules import EventRules
 from serving.history import Past, write_pasts
@@ -119,7 +121,9 @@ def write(folder: str, redis_port: int, users: int, posts: int) -> dict[str, Any
     workspace.root.mkdir(parents=True)
     workspace.dataset_toml.write_text(DESCRIPTION, encoding="utf-8")
     dataset = Dataset.parse(DESCRIPTION)
-    workspace.feature_store_yaml.write_text(configuration(workspace), encoding="utf-8")
+    workspace.feature_store_yaml.write_text(
+        configuration(workspace, configuration_template(JobSettings())), encoding="utf-8"
+    )
     workspace.bundles.mkdir()
     workspace.online_namespace.write_text(GENERATION, encoding="utf-8")
     workspace.features.mkdir()

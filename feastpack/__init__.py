@@ -14,6 +14,10 @@ _HOMES = {
     "AtomicFileRegistryStore": "feastpack.registry",
     "PackedRedisOnlineStore": "feastpack.online",
     "PackedRedisOnlineStoreConfig": "feastpack.online",
+    "SparkArrowComputeEngine": "feastpack.spark_engine",
+    "SparkArrowComputeEngineConfig": "feastpack.spark_engine",
+    "SparkArrowOfflineStore": "feastpack.spark_offline",
+    "SparkArrowOfflineStoreConfig": "feastpack.spark_offline",
     "FeatureReader": "feastpack.reader",
     "Frame": "feastpack.frame",
 }

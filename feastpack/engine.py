@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import BatchFeatureView, Entity, FeatureView
-from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.common.materialization_job import (
     MaterializationJob,
     MaterializationJobStatus,
@@ -31,6 +30,7 @@ from pydantic import Field, StrictStr
 from tqdm import tqdm
 
 from feastpack.duckdb_job import DuckDBRetrievalJob
+from feastpack.partition_writer import event_time_of, rows_with_keys
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
             repo_config=repo_config, offline_store=offline_store, online_store=online_store
         )
         self.settings = ArrowComputeEngineConfig(**settings)
-        self._local = LocalComputeEngine(
+        self._other: ComputeEngine = LocalComputeEngine(
             repo_config=repo_config, offline_store=offline_store, online_store=online_store
         )
 
@@ -101,7 +101,7 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         self, registry: BaseRegistry, task: HistoricalRetrievalTask
     ) -> RetrievalJob | pa.Table:
         """Feast's local engine answers; `FeatureStore` asks the offline store instead."""
-        return self._local.get_historical_features(registry, task)
+        return self._other.get_historical_features(registry, task)
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
@@ -110,9 +110,10 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         reason = why_not_plain(task)
         if reason is not None:
             logger.warning(
-                "feature view %s %s: materialized by Feast's local engine", view.name, reason
+                "feature view %s %s: materialized by Feast's %s",
+                *(view.name, reason, type(self._other).__name__),
             )
-            return self._local._materialize_one(registry, task, **kwargs)
+            return self._other._materialize_one(registry, task, **kwargs)
         if view.online:
             self._stream(registry, task)
         return LocalMaterializationJob(
@@ -127,9 +128,7 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         write = self._writer(view)
         bar = _progress_bar(task, job)
         done, newest = 0, None
-        times = (view.batch_source.field_mapping or {}).get(
-            view.batch_source.timestamp_field, view.batch_source.timestamp_field
-        )
+        times = event_time_of(view)
         try:
             for batch in _batches(job, self.settings.batch_rows):
                 rows = _renamed(batch, view)
@@ -139,17 +138,18 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         finally:
             if bar is not None:
                 bar.close()
+        self._note(task, done, newest, time.monotonic() - began)
+
+    def _note(
+        self, task: MaterializationTask, rows: int, newest: datetime | None, seconds: float
+    ) -> None:
+        """Keep and log that a view is materialized."""
+        view = task.feature_view
         note = getattr(self.online_store, "note_materialized", None)
         if note is not None:
             note(self.repo_config, view, make_tzaware(task.end_time), newest)
-        seconds = time.monotonic() - began
-        logger.info(
-            "feature view %s: %d rows in %.1f s (%.0f rows/s)",
-            view.name,
-            done,
-            seconds,
-            done / max(seconds, 1e-9),
-        )
+        pace = rows / max(seconds, 1e-9)
+        logger.info("feature view %s: %d rows in %.1f s (%.0f/s)", view.name, rows, seconds, pace)
 
     def _latest_rows(self, registry: BaseRegistry, task: MaterializationTask) -> RetrievalJob:
         view = task.feature_view
@@ -179,7 +179,7 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
             )
 
         def write(batch: pa.RecordBatch, progress: Progress) -> None:
-            rows = _with_keys(batch, view)
+            rows = rows_with_keys(batch, view)
             progress(batch.num_rows - rows.num_rows)
             if takes_arrow is not None:
                 takes_arrow(self.repo_config, view, rows, progress=progress)
@@ -254,12 +254,3 @@ def _progress_bar(task: MaterializationTask, job: RetrievalJob) -> Any:
 def _renamed(batch: pa.RecordBatch, view: FeatureView) -> pa.RecordBatch:
     mapping = view.batch_source.field_mapping or {}
     return batch.rename_columns([mapping.get(name, name) for name in batch.schema.names])
-
-
-def _with_keys(batch: pa.RecordBatch, view: FeatureView) -> pa.RecordBatch:
-    """Rows whose join keys are all known: no request can name the others."""
-    keys = [entity.name for entity in view.entity_columns if entity.name != DUMMY_ENTITY_ID]
-    with_null = [key for key in keys if batch.column(key).null_count]
-    for key in with_null:
-        batch = batch.filter(pc.is_valid(batch.column(key)))
-    return batch

@@ -12,6 +12,7 @@
     │                           (also a ValueError)
     ├── OnlineStoreError        Redis failed or refused while we talked to it
     ├── OfflineStoreError       DuckDB failed or refused a query or a setting
+    ├── SparkError              Spark cannot be started or reached, or gave up a task
     └── UnsupportedError        asked for something this store does not do
                                 (also a NotImplementedError)
 """
@@ -53,6 +54,10 @@ class OnlineStoreError(FeastpackError):
 
 class OfflineStoreError(FeastpackError):
     """DuckDB failed, or refused a query or a setting."""
+
+
+class SparkError(FeastpackError):
+    """Spark cannot be started or reached, or a task failed as often as it may."""
 
 
 class UnsupportedError(FeastpackError, NotImplementedError):

@@ -22,6 +22,7 @@ from pipelines.job import materialize as materialize_step
 from pipelines.job import publish as publish_step
 from pipelines.job import train as train_step
 from pipelines.job import tune as tune_settings
+from pipelines.job.profile import require_profile
 from pipelines.job.slices import TEST
 from pipelines.settings import (
     DatasetSettings,
@@ -75,6 +76,7 @@ def publish(settings: JobSettings, console: Console) -> None:
 def run(settings: JobSettings, console: Console) -> None:
     """Run all steps, then show recommendations, metrics and where the report lies."""
     context = job.open_context(settings, console)
+    require_profile(context)
     console.print(f"[bold]{context.dataset.name}[/]: {context.description}", highlight=False)
     for step in (
         ingest_step,

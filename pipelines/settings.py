@@ -79,6 +79,22 @@ class CapacitySettings(DatasetSettings):
 class JobSettings(DatasetSettings):
     """Settings of the main job; every step takes the same ones, so that results agree."""
 
+    profile: Literal["one-machine", "spark"] = Field(
+        "one-machine",
+        description="Where feature expressions, point-in-time joins and materialization run: here, "
+        "in DuckDB and Arrow, or on Spark (docs/scale.md).",
+    )
+    spark_master: str = Field(
+        "local[*,4]",
+        pattern=r"^(local|spark|k8s|yarn|mesos)\S*$",
+        description="Master of the profile spark, as Spark writes it: spark://host:7077, yarn, "
+        "local[*,4] (here, each task tried 4 times).",
+    )
+    python_views: Literal["refuse", "here"] = Field(
+        "refuse",
+        description="Views that are Python, not expressions (embeddings and what follows from "
+        "them), under the profile spark: stop before any work, or compute them on this machine.",
+    )
     data: Path | None = Field(
         None,
         description="Folder that relative paths in the description start at; by default the "

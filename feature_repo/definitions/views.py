@@ -28,8 +28,15 @@ _ATTRIBUTE_TYPES: dict[str, FeastType] = {
 }
 
 
-def feature_views(dataset: Dataset, workspace: Workspace) -> list[FeatureView]:
+def feature_views(
+    dataset: Dataset, workspace: Workspace, *, spark: bool = False
+) -> list[FeatureView]:
     """Return the stored views, each with at least one field.
+
+    Parameters
+    ----------
+    spark
+        Whether they are for Feast's Spark store; nothing but their sources differs.
 
     Raises
     ------
@@ -49,7 +56,7 @@ def feature_views(dataset: Dataset, workspace: Workspace) -> list[FeatureView]:
             entities=[entity],
             ttl=FOREVER,
             schema=list(fields),
-            source=feature_table(workspace, name),
+            source=feature_table(workspace, name, spark=spark),
             description=description,
             tags=freshness_tags(dataset, name),
         )

@@ -9,6 +9,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from feast import FeatureView
 from numpy.typing import NDArray
@@ -86,8 +87,8 @@ def write_expressions(
 ) -> Iterator[tuple[str, int]]:
     """Compute the views that are expressions; yield each name and its rows once written.
 
-    A file holds the entity key, ``event_timestamp`` and the view's fields in the view's order,
-    sorted by key and time.
+    A table holds the entity key, ``event_timestamp`` and the view's fields in the view's order,
+    sorted by key and time. DuckDB writes a file, Spark a folder of files of that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for view in views:
@@ -97,7 +98,7 @@ def write_expressions(
             expression = EXPRESSIONS[view.name](tables, dataset).select(*names)
             path = folder / f"{view.name}.parquet"
             backend.to_parquet(expression.order_by(key, "event_timestamp"), path)
-            yield view.name, pq.ParquetFile(path).metadata.num_rows
+            yield view.name, ds.dataset(path, format="parquet").count_rows()
 
 
 @dataclass(frozen=True)

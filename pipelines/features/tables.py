@@ -3,9 +3,13 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ibis
 import ibis.expr.types as ir
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,16 @@ def connect(memory_limit: str = "4GB") -> ibis.BaseBackend:
     return backend
 
 
+def connect_spark(session: "SparkSession") -> ibis.BaseBackend:
+    """Return a backend on Spark."""
+    return ibis.pyspark.connect(session)
+
+
 def open_lake(backend: ibis.BaseBackend, lake: Path) -> LakeTables:
-    """Open the parquet tables below ``lake``."""
+    """Open the parquet tables below ``lake``, which every executor must see at the same place."""
     return LakeTables(
         users=backend.read_parquet(str(lake / "users" / "*.parquet"), table_name="users"),
         posts=backend.read_parquet(str(lake / "posts" / "*.parquet"), table_name="posts"),
-        events=backend.read_parquet(
-            str(lake / "events" / "*" / "*.parquet"), table_name="events", hive_partitioning=True
-        ),
+        events=backend.read_parquet(str(lake / "events" / "*" / "*.parquet"), table_name="events"),
         topics=backend.read_parquet(str(lake / "topics.parquet"), table_name="topics"),
     )

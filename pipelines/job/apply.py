@@ -14,7 +14,8 @@ from feature_repo.contract import contract_of, registered_contract
 from feature_repo.definitions.repository import objects
 from feature_repo.tuned import beside
 from feature_repo.workspace import Workspace
-from pipelines.job.context import FEATURE_REPO, Context, open_store
+from pipelines.job.context import Context, open_store
+from pipelines.job.profile import configuration_template
 from pipelines.steps import StepRecord, code_key, content_key
 
 NAME = "apply"
@@ -30,7 +31,7 @@ def run(context: Context) -> StepRecord:
         NAME,
         context.dataset.fingerprint(),
         context.tuned.hash,
-        (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8"),
+        configuration_template(context.settings),
         code_key("feature_repo"),
     )
 
@@ -55,7 +56,9 @@ def _registered(context: Context) -> str | None:
 def _apply(context: Context) -> Mapping[str, Any]:
     workspace = context.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)
-    workspace.feature_store_yaml.write_text(configuration(workspace), encoding="utf-8")
+    workspace.feature_store_yaml.write_text(
+        configuration(workspace, configuration_template(context.settings)), encoding="utf-8"
+    )
     if context.description.resolve() != workspace.dataset_toml.resolve():
         shutil.copyfile(context.description, workspace.dataset_toml)
         # Feast's own commands then find the same settings beside the description's copy.
@@ -64,7 +67,8 @@ def _apply(context: Context) -> Mapping[str, Any]:
         if shipped is not None:
             shutil.copyfile(shipped, copy)
     store = open_store(workspace)
-    wanted = objects(context.dataset, workspace, context.sources)
+    spark = context.settings.profile == "spark"
+    wanted = objects(context.dataset, workspace, context.sources, spark=spark)
     store.apply(wanted, objects_to_delete=_obsolete(store, wanted), partial=False)
     contract = contract_of(wanted[-1])
     if registered_contract(store).hash != contract.hash:
@@ -82,9 +86,8 @@ def _shipped_settings(context: Context) -> Path | None:
     return place if place.exists() else None
 
 
-def configuration(workspace: Workspace) -> str:
-    """Return the shipped ``feature_store.yaml``, for a dataset's project and folders."""
-    text = (FEATURE_REPO / "feature_store.yaml").read_text(encoding="utf-8")
+def configuration(workspace: Workspace, text: str) -> str:
+    """Return a shipped configuration, ``text``, for a dataset's project and folders."""
     head = f"# Written by `feastrank apply` for {workspace.name}.\n"
     text = re.sub(r"\A(#.*\n)*", head, text)
     text = re.sub(r"(?m)^project: .*$", f"project: {workspace.name}", text)

@@ -27,12 +27,13 @@ from pipelines.features.build import (
     write_text_views,
 )
 from pipelines.features.cluster_cards import CLUSTERS_PAGE, ClusterReport
-from pipelines.features.tables import connect, open_lake
+from pipelines.features.tables import open_lake
 from pipelines.features.text_clusters import TextClusters
 from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Context, Progresses
 from pipelines.job.gates import judge
 from pipelines.job.ingest import base_folder
+from pipelines.job.profile import expression_backend, require_profile
 from pipelines.settings import JobSettings
 from pipelines.steps import StepRecord, code_key, content_key
 
@@ -41,6 +42,7 @@ NAME = "features"
 
 def run(context: Context) -> StepRecord:
     """Compute the feature tables, judge each by its gate, then put them into place."""
+    require_profile(context)
     ingest = context.record("ingest")
     settings = context.settings
     key = content_key(
@@ -49,6 +51,7 @@ def run(context: Context) -> StepRecord:
         text_model_of(settings).fingerprint() if context.dataset.has_text else None,
         settings.image_model if context.dataset.has_images else None,
         settings.refit_clusters,
+        settings.profile,
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key(
             "pipelines.features",
@@ -95,7 +98,7 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     views = feature_views(context.dataset, workspace)
     staging = workspace.root / ".features-staging"
     shutil.rmtree(staging, ignore_errors=True)
-    tables = open_lake(backend := connect(), workspace.lake)
+    tables = open_lake(backend := expression_backend(settings), workspace.lake)
     progress = bars.bar("feature views")
     rows: dict[str, int] = {}
     notes: list[str] = []

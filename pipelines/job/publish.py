@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from feastpack.writer import delete_namespace
@@ -277,7 +278,7 @@ class _Publication:
         tables = sorted(self.context.workspace.features.glob("*.parquet"))
         return {
             table.stem: {
-                "rows": pq.ParquetFile(table).metadata.num_rows,
+                "rows": ds.dataset(table, format="parquet").count_rows(),
                 "sha256": bundle.checksum(table),
             }
             for table in tables

@@ -157,7 +157,7 @@ def test_what_the_engine_cannot_do_goes_to_feasts_and_is_said(
     with caplog.at_level(logging.WARNING, "feastpack.engine"):
         store.materialize(at(0), at(1))
     assert online(store, [{"driver_id": 1}], ["trips:rating"])["rating"] == [1.0]
-    assert "trips is to be validated: materialized by Feast's local engine" in caplog.text
+    assert "trips is to be validated: materialized by Feast's LocalComputeEngine" in caplog.text
 
 
 def test_slow_ways_and_speed_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,59 @@
+"""The whole job under the profile spark ends where it ends on one machine."""
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from tiny_feed import make_feed
+
+from feastpack.errors import SparkError
+from feastpack.spark_session import check_spark
+from pipelines.job.context import open_store
+from serving.recommender import Recommender
+
+DEFAULTS = """\
+spark.ui.enabled false
+spark.sql.shuffle.partitions 2
+spark.sql.codegen.wholeStage false
+spark.log.level ERROR
+"""
+
+
+def table(job, view):
+    path = job.workspace.feature_table(view)
+    found = ds.dataset(path, format="parquet").to_table().to_pandas()
+    return found.sort_values(list(found.columns[:2]), ignore_index=True)
+
+
+def answers(job):
+    recommender = Recommender(job.workspace.bundles, open_store(job.workspace))
+    told = [recommender.recommend(user, 10) for user in ("u000", "u013", "u039")]
+    return [[one.post for one in answer.recommendations] for answer in told]
+
+
+@pytest.mark.slow
+def test_the_whole_job_on_spark_gives_the_same_answers(job, new_job, tmp_path, monkeypatch):
+    try:
+        check_spark({})
+    except SparkError as error:
+        pytest.skip(str(error))
+    (tmp_path / "spark-defaults.conf").write_text(DEFAULTS, encoding="utf-8")
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    on_spark = new_job(make_feed())
+    done = on_spark.spawn("run", "--profile", "spark", "--spark-master", "local[2,4]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "type: feastpack.SparkArrowOfflineStore"
+        in on_spark.workspace.feature_store_yaml.read_text(encoding="utf-8")
+    )
+    for view in ("user_activity", "post_activity", "user_topic_affinity", "post_profile"):
+        one, other = table(on_spark, view), table(job, view)
+        assert (on_spark.workspace.feature_table(view)).is_dir()
+        assert list(one.columns) == list(other.columns)
+        for name in one.columns:
+            if one[name].dtype == object:
+                assert list(map(repr, one[name])) == list(map(repr, other[name])), name
+            elif one[name].dtype.kind == "f":
+                np.testing.assert_allclose(one[name], other[name], rtol=1e-9, err_msg=name)
+            else:
+                assert (one[name] == other[name]).all(), name
+    assert answers(on_spark) == answers(job)

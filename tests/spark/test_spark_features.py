@@ -1,0 +1,49 @@
+"""Every feature expression gives the same table on DuckDB and on Spark."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+from equal_tables import as_declared, assert_equal
+from spark_tables import context_of, make_tables
+
+from feature_repo.definitions.entities import key_of
+from pipelines.errors import FeatureError
+from pipelines.features.build import EXPRESSIONS
+from pipelines.job import features, ingest
+from pipelines.simulation.simulate import Size, simulate
+
+
+def compare(tables):
+    for view in tables.views:
+        # Spark's is a folder, whose name must not be taken for a partition's.
+        sides = (tables.by_spark, tables.by_duckdb)
+        spark, duckdb = (
+            as_declared(pq.read_table(side.feature_table(view.name), partitioning=None), view)
+            for side in sides
+        )
+        assert_equal(spark, duckdb, [key_of(view), "event_timestamp"])
+
+
+def test_expressions_agree_on_movielens(movielens):
+    assert {view.name for view in movielens.views} == set(EXPRESSIONS)
+    compare(movielens)
+
+
+@pytest.mark.slow
+def test_expressions_agree_on_a_million_simulated_events(spark, tmp_path):
+    size = Size(
+        users=20_000, posts=7_023, views=1_000_000, days=75, test_days=7, moments=100, seed=1
+    )
+    simulate(size, tmp_path / "feed", "simulated", None, lambda *_: None)
+    [description] = (tmp_path / "feed").glob("*.toml")
+    context = context_of(dataset=str(description), home=tmp_path / "home")
+    ingest.run(context)
+    compare(make_tables(context, spark, tmp_path))
+
+
+def test_views_that_are_python_are_refused_before_work_starts(tmp_path):
+    context = context_of(home=tmp_path, profile="spark")
+    with pytest.raises(FeatureError, match=r"post_text, post_text_clusters cannot run on Spark"):
+        features.run(context)
+    assert not context.workspace.root.exists()
