@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -74,6 +76,9 @@ def spark_session(conf: Mapping[str, str]) -> SparkSession:
     warnings.filterwarnings("ignore", "The spark offline store is an experim", RuntimeWarning)
     session = SparkSession.getActiveSession()
     if session is None:
+        if conf.get(MASTER, "").startswith("local"):
+            # Spark takes the first python3 in PATH, which need not have these packages.
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         with spark_failures(f"starting Spark at {conf.get(MASTER, 'the default master')}"):
             builder = SparkSession.builder.config(conf=SparkConf().setAll(list(conf.items())))
             session = builder.getOrCreate()
@@ -150,9 +155,13 @@ _ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("No module named",),
-        "the executors' Python needs the same packages as this one: set spark.pyspark.python",
+        "the executors' Python needs the same packages as this one: set PYSPARK_PYTHON to it",
     ),
 )
+
+
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
+_JAVA = ("org.apache.", "java.", "py4j.", "pyspark.")
 
 
 def _advice(text: str) -> str:
@@ -167,9 +176,9 @@ def _cause(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("at ", "File ", "Traceback", "..."))]
     # A Python worker's own error ends its traceback; else Spark's first lines say it.
-    python = [line for line in said if line.startswith("feastpack.errors.")]
+    python = [line for line in said if _RAISED.match(line) and not line.startswith(_JAVA)]
     if python:
-        return python[0]
+        return _short(python[-1])
     job = [line for line in said if "Job aborted" in line]
     chosen = job[0] if job else (said[0] if said else "no reason given")
     return _short(chosen)

@@ -7,23 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spark_tables import Tables, context_of, make_tables
+from spark_tables import SMALL, Tables, context_of, make_tables
 
 from feastpack.errors import SparkError
 from feastpack.spark_session import check_spark, spark_session
 from pipelines.job import ingest
 from pipelines.job.profile import spark_settings
 from pipelines.settings import JobSettings
-
-SMALL = {
-    "spark.ui.enabled": "false",
-    "spark.sql.shuffle.partitions": "2",
-    "spark.sql.adaptive.enabled": "false",
-    # Plans of hundreds of columns are compiled for longer than these tables are read.
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-    "spark.log.level": "ERROR",
-}
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,16 @@ from pipelines.features.tables import connect, connect_spark, open_lake
 from pipelines.job.context import Context, open_context
 from pipelines.settings import JobSettings
 
+SMALL = {
+    "spark.ui.enabled": "false",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.adaptive.enabled": "false",
+    # Plans of hundreds of columns are compiled for longer than these tables are read.
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.log.level": "ERROR",
+}
+
 
 @dataclass(frozen=True)
 class Tables:

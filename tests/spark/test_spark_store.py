@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,13 @@ from feastpack.spark_engine import executor_config
 from feastpack.spark_session import check_spark, spark_session
 from feature_repo.definitions import columns as c
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# Feast warns of what it calls experimental, and of what others have renamed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 BEGIN = datetime(1997, 9, 1, tzinfo=UTC)
 MIDDLE = datetime(1998, 1, 15, tzinfo=UTC)
 END = datetime(1998, 4, 23, tzinfo=UTC)
@@ -88,6 +97,19 @@ def test_materialized_rows_agree_though_tasks_die(movielens, tmp_path, redis_ser
     # A run over an older window comes late: nothing newer is replaced.
     materialize(movielens, tmp_path, redis_server, "spark", until=MIDDLE, views=VIEWS[1:])
     assert rows_in(redis_client, "spark") == expected
+
+
+@pytest.mark.slow
+def test_materialized_rows_agree_though_an_executor_is_killed(
+    movielens, tmp_path, redis_server, redis_client
+):
+    materialize(movielens, tmp_path, redis_server, "here")
+    job = [sys.executable, str(HERE / "cluster_job.py"), str(tmp_path)]
+    job += [str(movielens.by_spark.home), redis_server.host, str(redis_server.port)]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "ExecutorLostFailure" in done.stderr
+    assert rows_in(redis_client, "spark") == rows_in(redis_client, "here") != {}
 
 
 def test_a_task_that_always_dies_is_an_error(movielens, tmp_path, redis_server, redis_client):
