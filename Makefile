@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-slow check bench clean install
+.PHONY: demo test test-slow test-spark check bench clean install
 
 demo: install  ## install, start Redis, run the main job on MovieLens-100k, print recommendations and metrics, serve
 	$(BIN)/feastrank demo
 
-test: install $(VENV)/spark-installed  ## the fast suite, with a real Redis
+test: install  ## the fast suite, with a real Redis
 	$(BIN)/python -m pytest -n 2
 
-test-slow: install $(VENV)/spark-installed  ## the slow tests as well
+test-slow: install  ## the slow tests as well
 	$(BIN)/python -m pytest -n 2 -m ""
+
+test-spark: install $(VENV)/spark-installed  ## all tests of Spark, which needs Java 17
+	$(BIN)/python -m pytest -m "" tests/spark tests/job/test_spark_profile.py
 
 check: install  ## style, types, import directions
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

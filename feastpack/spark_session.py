@@ -39,8 +39,8 @@ def check_spark(conf: Mapping[str, str]) -> None:
     """
     if find_spec("pyspark") is None:
         raise SparkError(
-            "PySpark is not installed; run `pip install -r requirements-spark.lock`, or "
-            "`pip install 'feastrank[spark]'`"
+            "PySpark is not installed; run `pip install -r requirements-spark.lock` (`make "
+            "test-spark` does), or `pip install 'feastrank[spark]'`"
         )
     if not _has_java():
         raise SparkError(

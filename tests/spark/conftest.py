@@ -18,8 +18,8 @@ from pipelines.settings import JobSettings
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
-    """A session of two threads, in which a task may fail three times."""
-    conf = spark_settings(JobSettings(profile="spark", spark_master="local[2,4]")) | SMALL
+    """A session of two threads, in which a task may fail once."""
+    conf = spark_settings(JobSettings(profile="spark", spark_master="local[2,2]")) | SMALL
     try:
         check_spark(conf)
     except SparkError as error:

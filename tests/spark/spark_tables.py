@@ -18,7 +18,7 @@ from pipelines.settings import JobSettings
 
 SMALL = {
     "spark.ui.enabled": "false",
-    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.shuffle.partitions": "1",
     "spark.sql.adaptive.enabled": "false",
     # Plans of hundreds of columns are compiled for longer than these tables are read.
     "spark.sql.codegen.wholeStage": "false",

@@ -19,7 +19,7 @@ SPARK = {
         "type": "feastpack.SparkArrowOfflineStore",
         "spark_conf": spark_settings(JobSettings(profile="spark")),
     },
-    "batch_engine": {"type": "feastpack.SparkArrowComputeEngine"},
+    "batch_engine": {"type": "feastpack.SparkArrowComputeEngine", "partitions": 2},
 }
 HERE = {
     "offline_store": {"type": "feastpack.AsofDuckDBOfflineStore"},

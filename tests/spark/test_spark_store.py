@@ -15,7 +15,6 @@ from equal_tables import assert_equal
 from stores import SERVICE, open_store
 
 from feastpack.errors import SparkError
-from feastpack.spark_engine import executor_config
 from feastpack.spark_session import check_spark, spark_session
 from feature_repo.definitions import columns as c
 
@@ -115,7 +114,7 @@ def test_materialized_rows_agree_though_an_executor_is_killed(
 def test_a_task_that_always_dies_is_an_error(movielens, tmp_path, redis_server, redis_client):
     dying = {"type": "dying_store.DyingOnlineStore", "deaths": 100}
     with pytest.raises(
-        SparkError, match=r"(?s)user_topic_affinity: .*4 times.*raise spark\.executor\.memory"
+        SparkError, match=r"(?s)user_topic_affinity: .*2 times.*raise spark\.executor\.memory"
     ):
         materialize(movielens, tmp_path, redis_server, "spark", views=VIEWS[1:], **dying)
     assert redis_client.hgetall("fp-materialized:movielens_100k@spark") == {}
@@ -132,6 +131,8 @@ def test_a_redis_that_is_gone_is_named(movielens, tmp_path, redis_server):
 def test_executors_elsewhere_cannot_reach_an_embedded_redis(
     movielens, tmp_path, redis_server, monkeypatch
 ):
+    from feastpack.spark_engine import executor_config
+
     store = open_store(tmp_path, movielens.by_spark, movielens.context, "spark", redis_server)
     settings = store.config.online_store
     settings.connection_string = f"embedded:{tmp_path / 'redis'}"
