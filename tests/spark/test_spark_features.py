@@ -7,10 +7,12 @@ import pytest
 from equal_tables import as_declared, assert_equal
 from spark_tables import context_of, make_tables
 
+from feature_repo.contract import registered_contract
 from feature_repo.definitions.entities import key_of
 from pipelines.errors import FeatureError
 from pipelines.features.build import EXPRESSIONS
-from pipelines.job import features, ingest
+from pipelines.job import apply, features, ingest
+from pipelines.job.context import open_store
 from pipelines.simulation.simulate import Size, simulate
 
 
@@ -47,3 +49,20 @@ def test_views_that_are_python_are_refused_before_work_starts(tmp_path):
     with pytest.raises(FeatureError, match=r"post_text, post_text_clusters cannot run on Spark"):
         features.run(context)
     assert not context.workspace.root.exists()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_apply_registers_the_same_objects_from_another_kind_of_source(tmp_path):
+    pytest.importorskip("pyspark")
+    stores = []
+    for profile in ("one-machine", "spark"):
+        context = context_of(
+            home=tmp_path / profile, profile=profile, spark_master="spark://far:7077"
+        )
+        apply.run(context)
+        stores.append(open_store(context.workspace))
+    here, spark = stores
+    assert registered_contract(here).hash == registered_contract(spark).hash
+    kinds = [{type(v.batch_source).__name__ for v in s.list_feature_views()} for s in stores]
+    assert kinds == [{"FileSource"}, {"SparkSource"}]
+    assert spark.config.offline_store.spark_conf["spark.master"] == "spark://far:7077"
