@@ -140,6 +140,8 @@ def write(folder: str, redis_port: int, users: int, posts: int) -> dict[str, Any
         for first in range(0, count, 20_000):
             table = feature_table(view, np.arange(first, min(first + 20_000, count)))
             rows += online.online_write_arrow(store.config, view, table)
+        # Without it the view is as old as can be, and every answer is degraded.
+        online.note_materialized(store.config, view, MOMENT, MOMENT)
     client = redis_of(store)
     lists = ((user, lists_of(user, posts)) for user in range(users))
     for _ in write_lists(client, key_prefix(NAME, GENERATION), lists):

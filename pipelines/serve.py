@@ -36,6 +36,7 @@ def serve(settings: ServeSettings, console: Console) -> None:
             event_room=settings.event_room,
             impressions=impressions,
             rules=None if settings.rules is None else Rules.read(settings.rules),
+            warm_up=True,
         )
 
     recommenders = PublishedRecommender(

@@ -30,6 +30,11 @@ class IdMap:
         table = pq.read_table(path, columns=["external_id", column]).sort_by("external_id")
         return cls(table["external_id"].combine_chunks(), table[column].to_numpy())
 
+    def first(self, count: int) -> list[str]:
+        """Return up to ``count`` of the source's ids, those that sort first."""
+        ids: list[str] = self._external[:count].to_pylist()
+        return ids
+
     def find(self, external: str) -> int | None:
         """Return the dense id; None if there is none."""
         position = pc.search_sorted(self._external, external).as_py()

@@ -43,6 +43,7 @@ from serving.user_state import UserState, read_user_state
 
 logger = logging.getLogger(__name__)
 NO_ATTRIBUTES: Attributes = MappingProxyType({})
+_WARM_UP_USERS = 10
 
 
 class Recommender:
@@ -66,6 +67,9 @@ class Recommender:
         Where answers are logged; None: nowhere. It stays open when the recommender is done with.
     rules
         What decides on answers beside the ranker.
+    warm_up
+        Whether to answer a few requests before anybody asks: the first answers of a process take
+        many times as long as later ones. Nobody gets these answers, and none of them is logged.
 
     Raises
     ------
@@ -83,6 +87,7 @@ class Recommender:
         event_space: str | None = None,
         impressions: ImpressionLog | None = None,
         rules: Rules | None = None,
+        warm_up: bool = False,
     ) -> None:
         folder, manifest = open_current(bundles)
         self.manifest: Manifest = manifest
@@ -105,15 +110,26 @@ class Recommender:
         self._event_space = event_space or manifest.project
         self._events = self._open_events(EventRules.load(folder), event_room)
         self._rules = RuleBook(rules or Rules(), folder, self._catalogue, self._fresh.fold_in)
-        self._impressions = impressions
+        self._impressions: ImpressionLog | None = None
         self._origin = Origin(manifest, self._catalogue.external)
         self._reported: str | None = None
+        if warm_up:
+            self._warm_up()
+        self._impressions = impressions
 
     def _open_events(self, rules: EventRules | None, room: int) -> EventLog | None:
         if rules is None:
             return None
         users, posts = self._catalogue.users, self._catalogue.posts
         return EventLog(self._redis, self._event_space, rules, users, posts, room)
+
+    def _warm_up(self) -> None:
+        for user in self._catalogue.users.first(_WARM_UP_USERS):
+            answer = self.recommend(user, explain=True)
+            posts = [one.post for one in answer.recommendations]
+            if posts:
+                self.rank(user, posts)
+                self.similar(posts[0])
 
     def recommend(
         self,
