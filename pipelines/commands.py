@@ -1,5 +1,7 @@
 """What each command does with its settings; imported only when a command runs."""
 
+import time
+
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -148,11 +150,13 @@ def rollback(settings: DatasetSettings, console: Console) -> None:
     """Flip what is served to the generation before."""
     dataset = Dataset.read(job.description_path(settings))
     workspace = Workspace(settings.home.resolve(), dataset.name)
+    start = time.perf_counter()
     left, manifest = publish_step.roll_back(workspace)
     console.print(
-        f"generation {manifest.generation} of {manifest.created} is served again, instead of "
-        f"{left}, which is kept until the next publication. `feastrank run` publishes what its "
-        "inputs make: change what was wrong first.",
+        f"generation {manifest.generation} of {manifest.created} is served again after "
+        f"{time.perf_counter() - start:.2f} s, instead of {left}, which is kept until the "
+        "next publication. `feastrank run` publishes what its inputs make: change what was wrong "
+        "first.",
         highlight=False,
     )
 

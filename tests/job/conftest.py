@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from http_service import Service, open_service
-from job_runner import QUICK, Job
+from job_runner import QUICK, Job, KilledRuns
 from tiny_feed import Feed, make_feed
 
 
@@ -40,6 +40,12 @@ def job(first_run: tuple[Job, str, Path]) -> Iterator[Job]:
     shutil.copytree(copy, published.home)
     yield published
     published.close()
+
+
+@pytest.fixture(scope="session")
+def killed(_quick: None) -> Iterator[KilledRuns]:
+    with KilledRuns() as runs:
+        yield runs
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Run the real command line on a tiny feed, and look at what it published."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -77,12 +78,12 @@ class Job:
         """Run one command in this process."""
         out, err = StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err), _own_warnings_are_errors():
-            code = main([command, *self._flags(), *arguments])
+            code = main([command, *self.flags(), *arguments])
         return Outcome(code, out.getvalue(), err.getvalue())
 
     def command(self, command: str, *arguments: str) -> list[str]:
         """Return the command line of one command, for a process of its own."""
-        return [sys.executable, "-m", "pipelines.cli", command, *self._flags(), *arguments]
+        return [sys.executable, "-m", "pipelines.cli", command, *self.flags(), *arguments]
 
     def spawn(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one command in a process of its own."""
@@ -132,9 +133,43 @@ class Job:
         shutil.rmtree(self.workspace.root, ignore_errors=True)
         shutil.rmtree(self.workspace.redis, ignore_errors=True)
 
+    def generation(self) -> str:
+        """Return the id of the published generation."""
+        return (self.workspace.bundles / "current").read_text(encoding="utf-8")
+
     def close(self) -> None:
         """Stop this process's use of the embedded Redis; its data are saved."""
         close_shared(self.workspace.redis)
 
-    def _flags(self) -> list[str]:
+    def flags(self) -> list[str]:
         return ["--dataset", str(self.description), "--home", str(self.home)]
+
+
+class KilledRuns:
+    """Runs commands that are killed before they make some change, see `killed_run`.
+
+    Use as a context manager.
+    """
+
+    def __enter__(self) -> "KilledRuns":
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("killed_run.py"))],
+            cwd=REPOSITORY,
+            env=os.environ | QUICK | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, job: Job, point: str, command: str = "run", *arguments: str) -> int:
+        """Run one command until it is killed at ``point``; return the exit code."""
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert answers is not None
+        asked.write(json.dumps([point, [command, *job.flags(), *arguments]]) + "\n")
+        asked.flush()
+        return int(answers.readline())

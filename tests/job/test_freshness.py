@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from feast.protos.feast.core.Registry_pb2 import Registry
@@ -38,10 +39,15 @@ def _age(job: Job, view: str, hours: float, event_hours: float | None = None) ->
 
 def tag(job: Job, view: str, **tags: str) -> None:
     """Put tags on a view of the published generation, as `feastrank apply` would have."""
+    change_view(job, view, lambda found: found.spec.tags.update(tags))
+
+
+def change_view(job: Job, view: str, change: Callable[[Any], None]) -> None:
+    """Change a view in the registry of the published generation."""
     path = bundle_folder(job) / REGISTRY
     registry = Registry.FromString(path.read_bytes())
     (found,) = (one for one in registry.feature_views if one.spec.name == view)
-    found.spec.tags.update(tags)
+    change(found)
     path.write_bytes(registry.SerializeToString())
     manifest = json.loads((bundle_folder(job) / MANIFEST).read_text("utf-8"))
     manifest["files"][REGISTRY] = checksum(path)

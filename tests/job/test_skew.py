@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from http_service import Service, open_service
 from job_runner import Job
-from test_freshness import bundle_folder, tag
+from test_freshness import bundle_folder, change_view, tag
 
 from feastpack.views import layout_of
 from feastpack.writer import delete_view
@@ -135,6 +135,41 @@ def test_a_view_served_as_null_because_it_was_stale_is_to_be_expected(
     _ask(opened(job))
     found = _skew(job, EXPECTED)
     assert set(found["causes"]) == {"stale_default"}
+
+
+def test_a_row_older_than_the_ttl_is_to_be_expected(service: Service):
+    _ask(service)
+    # Offline, rows of more than a day before the answer are none any more.
+    change_view(
+        service.job, "post_activity", lambda view: view.spec.ttl.FromTimedelta(timedelta(days=1))
+    )
+    found = _skew(service.job, EXPECTED)
+    assert set(found["causes"]) == {"ttl"}
+    assert found["features"]["post_event_count_lifetime"]["missing_offline"] > 0
+
+
+def test_an_answer_of_a_bundle_with_other_inputs_is_to_be_expected(service: Service):
+    _ask(service)
+
+    def of_another(log: pa.Table) -> pa.Table:
+        for name in ("generation", "contract_hash"):
+            log = _with(log, name, pa.array(["another"] * log.num_rows))
+        return _with(log, "user_age", pc.add(log["user_age"], 1))
+
+    _rewrite_log(service, of_another)
+    found = _skew(service.job, EXPECTED)
+    assert _faulty(found) == {"user_age": {"other_contract"}}
+
+
+def test_a_table_computed_by_other_rules_since_is_named(service: Service):
+    _ask(service)
+    table = service.job.workspace.feature_table("post_activity")
+    rows = pq.read_table(table)
+    name = "post_event_count_lifetime"
+    more = pa.array(np.arange(rows.num_rows) % 7 + 1)
+    pq.write_table(_with(rows, name, pc.add(rows[name], more).cast(rows[name].type)), table)
+    found = _skew(service.job, GATE)
+    assert _faulty(found) == {name: {"table_changed"}}
 
 
 def _ask(service: Service, **body: Any) -> None:
