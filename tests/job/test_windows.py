@@ -134,6 +134,7 @@ def test_dagster_finds_a_step_a_day_in_order() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_dagster_runs_two_days_and_stops_at_a_gate(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
