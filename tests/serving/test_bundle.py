@@ -52,9 +52,26 @@ def test_a_crash_while_writing_leaves_the_old_generation(tmp_path):
     assert open_current(tmp_path)[1].generation == "g2"
 
 
-def test_publishing_the_same_generation_again_replaces_it(tmp_path):
+def test_the_generation_that_is_published_stays_as_it_is(tmp_path):
+    published(tmp_path)
+    before = (tmp_path / "g1").stat().st_ino
+    published(tmp_path)
+    assert (tmp_path / "g1").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["g1"]
+
+
+def test_a_damaged_generation_is_replaced_when_it_is_published_again(tmp_path):
+    (published(tmp_path, content="one") / "ranker.txt").write_text("damaged", encoding="utf-8")
     published(tmp_path, content="one")
+    open_current(tmp_path)
+    assert (tmp_path / "g1" / "ranker.txt").read_text(encoding="utf-8") == "one"
+
+
+def test_an_older_generation_that_is_published_again_is_replaced(tmp_path):
+    published(tmp_path, content="one")
+    published(tmp_path, generation="g2")
     published(tmp_path, content="two")
+    assert current_generation(tmp_path) == "g1"
     assert (tmp_path / "g1" / "ranker.txt").read_text(encoding="utf-8") == "two"
 
 
