@@ -54,6 +54,7 @@ def served(job: Job) -> dict[bytes, bytes]:
     return {key: value for key, (value, _) in job.in_redis().items() if not key.startswith(others)}
 
 
+@pytest.mark.slow
 def test_apply_list_and_materialize_incremental_work_without_the_pipeline(job: Job):
     before = served(job)
     job.close()

@@ -26,6 +26,7 @@ MORE_POINTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_within_steps_it_ends_in_the_same_state(job: Job, killed: KilledRuns):
     expected = final_state(job)

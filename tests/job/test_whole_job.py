@@ -130,6 +130,7 @@ def test_recommend_before_publish_says_that_nothing_is_published(new_job: MakeJo
     assert "nothing is published; run `feastrank run" in outcome.err
 
 
+@pytest.mark.slow
 def test_steps_alone_one_after_the_other_end_where_a_run_ends(job: Job):
     before = job.published()
     job.forget()
@@ -189,6 +190,7 @@ def test_a_feed_without_clock_gets_to_answers(new_job: MakeJob):
     assert not [n for n in recommender.features("u003", ["p001"]).column_names if "_7d" in n]
 
 
+@pytest.mark.slow
 def test_init_proposes_a_description_that_runs(new_job: MakeJob, monkeypatch):
     job = new_job(make_feed())
     job.description.unlink()
