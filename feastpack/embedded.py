@@ -315,6 +315,8 @@ def _answers(record: ServerRecord, folder: Path) -> bool:
     try:
         while True:
             try:
+                # INFO is answered while the data are loaded, PING is not.
+                client.ping()
                 server: Any = client.info("server")
                 settings: Any = client.config_get("dir")
                 same_place = Path(settings["dir"]).resolve() == folder

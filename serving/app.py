@@ -137,8 +137,9 @@ class _Service:
         """Register the endpoints."""
         invalid = documented(_INVALID, _TOO_LARGE, _NOT_NOW)
         either = documented(_INVALID, _TOO_LARGE, _UNKNOWN, _NOT_NOW)
-        app.post("/recommend", responses=invalid)(self.recommend)
-        app.post("/rank", responses=either)(self.rank)
+        ranked = RankedAnswer
+        app.post("/recommend", responses=invalid, response_model=ranked)(self.recommend)
+        app.post("/rank", responses=either, response_model=ranked)(self.rank)
         app.get("/similar/{post_id:path}", responses=either)(self.similar)
         app.post("/events", responses=documented(_INVALID, _TOO_LARGE, _NOT_NOW))(self.events)
         app.get("/features", responses=documented(_INVALID, _UNKNOWN, _NOT_NOW))(self.features)
@@ -150,7 +151,7 @@ class _Service:
             self.prometheus
         )
 
-    def recommend(self, request: RecommendRequest) -> RankedAnswer:
+    def recommend(self, request: RecommendRequest) -> Response:
         """Return the best posts for a user."""
         answer = self.recommenders.current().recommend(
             request.user_id,
@@ -162,7 +163,7 @@ class _Service:
         )
         return self._ranked(answer)
 
-    def rank(self, request: RankRequest) -> RankedAnswer:
+    def rank(self, request: RankRequest) -> Response:
         """Return given posts in the order that suits a user."""
         answer = self.recommenders.current().rank(
             request.user_id,
@@ -263,10 +264,11 @@ class _Service:
         """Return the metrics in Prometheus' text format."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    def _ranked(self, answer: Answer) -> RankedAnswer:
+    def _ranked(self, answer: Answer) -> Response:
         message = RankedAnswer.of(answer, self.recommenders.degraded)
         self.metrics.count_degraded(message.degraded)
-        return message
+        # FastAPI would check and convert a message once more, in a thread of its own.
+        return Response(message.model_dump_json(), media_type="application/json")
 
 
 def _generation(recommenders: RecommenderProvider) -> str | None:

@@ -52,6 +52,14 @@ def test_second_user_attaches_and_last_one_stops_and_saves(tmp_path: Path) -> No
         assert client.get("k") == b"v"
 
 
+def test_a_server_is_there_once_its_data_are_loaded(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server:
+        redis.Redis(port=server.port).execute_command("DEBUG POPULATE 300000")
+    with EmbeddedRedis(tmp_path) as server:
+        client = redis.Redis(port=server.port, retry=Retry(NoBackoff(), retries=0))
+        assert client.dbsize() == 300_000
+
+
 def test_stale_record_after_the_server_was_killed(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server:
         port, pid = server.port, server.pid
