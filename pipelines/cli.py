@@ -129,7 +129,7 @@ COMMANDS = {
     ),
     "drain": Command(
         "Events that the service was told of, out of Redis into files that ingest reads.",
-        "pipelines.settings:DatasetSettings",
+        "pipelines.settings:DrainSettings",
         "pipelines.drain:drain",
     ),
     "rollback": Command(

@@ -227,6 +227,23 @@ class JobSettings(DatasetSettings):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
 
 
+class DrainSettings(DatasetSettings):
+    """Settings of `feastrank drain`: the dataset, and how long the impression log is kept."""
+
+    impression_log: Path | None = Field(
+        None,
+        description="Folder of the impression log; by default impressions/ in the dataset's "
+        "state folder.",
+    )
+    keep_impressions_days: float | None = Field(
+        None,
+        gt=0,
+        le=36_500,
+        description="Files of the impression log that were written longer ago are removed; by "
+        "default none are.",
+    )
+
+
 class SkewSettings(JobSettings):
     """Settings of `feastrank skew`: those of the job, and how much is compared."""
 

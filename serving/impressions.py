@@ -43,6 +43,8 @@ then the inputs         float64, string   Every input of the contract, by name, 
 ``materialized_until`` as ``event_timestamp``, are the entity frame from which Feast's
 ``get_historical_features`` computes the inputs again. A file's metadata has ``feastrank_contract``
 (`feature_repo.contract.Contract.to_json`) and ``feastrank_share`` (sampled share of the requests).
+
+Files stay until `tidy` removes them, which nothing here calls: ``feastrank drain`` does.
 """
 
 import json
@@ -54,7 +56,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,9 @@ from serving.candidates import Candidates
 
 logger = logging.getLogger(__name__)
 
+# A name begins with the time of writing; a file takes seconds, so an hour later its writer is gone.
+_NAME_TIME = "%Y%m%dT%H%M%S.%fZ"
+_PARTIAL_AGE = timedelta(hours=1)
 CONTRACT_KEY, SHARE_KEY = b"feastrank_contract", b"feastrank_share"
 TIME = pa.timestamp("us", tz="UTC")
 FACTS: Mapping[str, pa.DataType] = {
@@ -278,7 +283,7 @@ class ImpressionLog:
         folder = self.folder / impressions[0].origin.manifest.contract_hash[:12]
         folder.mkdir(parents=True, exist_ok=True)
         self._files += 1
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{self._files}.parquet"
+        name = f"{datetime.now(UTC):{_NAME_TIME}}-{os.getpid()}-{self._files}.parquet"
         partial = folder / f".{name}.partial"
         try:
             with partial.open("wb") as file:
@@ -288,6 +293,44 @@ class ImpressionLog:
             partial.rename(folder / name)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, now: datetime, keep_days: float | None) -> tuple[int, int]:
+    """Remove what a log's folder holds too long; a service may be writing meanwhile.
+
+    Parameters
+    ----------
+    now
+        With a time zone.
+    keep_days
+        Files that were written longer ago are removed; None keeps all.
+
+    Returns
+    -------
+    Number of files removed, and of ``.partial`` files that processes left which were killed more
+    than an hour ago.
+    """
+    old = [] if keep_days is None else _written_before(folder, now - timedelta(days=keep_days))
+    left = [
+        path
+        for path in folder.glob("*/.*.parquet.partial")
+        if _time_of(path.name[1:]) < now - _PARTIAL_AGE
+    ]
+    for path in (*old, *left):
+        path.unlink(missing_ok=True)
+    return len(old), len(left)
+
+
+def _written_before(folder: Path, earliest: datetime) -> list[Path]:
+    return [path for path in folder.glob("*/*.parquet") if _time_of(path.name) < earliest]
+
+
+def _time_of(name: str) -> datetime:
+    """Return when a file of this name was written; the future for a name that is not ours."""
+    try:
+        return datetime.strptime(name.partition("-")[0], _NAME_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def to_table(impressions: list[Impression]) -> pa.Table:

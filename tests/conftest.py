@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,3 +28,22 @@ def redis_client(redis_server: EmbeddedRedis) -> Iterator[Any]:
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority and a certificate for 127.0.0.1 signed by it: ca.crt, redis.crt, redis.key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl program to make certificates with")
+    folder = tmp_path_factory.mktemp("certificates")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    new_key = ["-newkey", "rsa:2048", "-nodes"]
+    signer = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
+    for arguments in (
+        ["req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=ca"],
+        ["req", *new_key, "-keyout", "redis.key", "-out", "redis.csr", "-subj", "/CN=redis"],
+        ["x509", "-req", "-in", "redis.csr", "-out", "redis.crt", "-extfile", "names", *signer],
+    ):
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+    return folder

@@ -4,11 +4,7 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import time
-import urllib.request
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +12,7 @@ import pytest
 from http_service import MAX_BODY_KIB, REDIS_TIMEOUT_S, Service, ids
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from job_runner import QUICK, REPOSITORY, Job
+from job_runner import REPOSITORY
 
 from serving.bundle import CURRENT, MANIFEST, current_generation
 from serving.messages import Explanation
@@ -331,33 +327,3 @@ def test_no_query_brings_the_service_down(service: Service, query: str, value: A
         assert service.client.get(path).status_code in (200, 404, 422)
     found = service.client.get("/features", params={"user_id": text, "post_id": ["p001", text]})
     assert found.status_code in (404, 422)
-
-
-@pytest.mark.slow
-def test_the_command_serves_and_ends_in_good_order(job: Job):
-    job.close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        job.command("serve", "--port", str(port), "--shutdown-seconds", "5"),
-        cwd=REPOSITORY,
-        env=os.environ | QUICK,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "it did not answer in time"
-            with suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready") as answer:
-                    assert json.load(answer) == {"ready": True, "degraded": []}
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-    # The last to leave stops the embedded Redis.
-    assert not (job.workspace.redis / "server.json").exists()

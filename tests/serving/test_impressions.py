@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from impression_maker import impression
 
-from serving.impressions import ImpressionLog, new_request_id, to_table
+from serving.impressions import ImpressionLog, new_request_id, tidy, to_table
 
 
 def files(folder: Path) -> list[Path]:
@@ -135,3 +135,24 @@ def test_a_killed_process_loses_only_what_waited(tmp_path: Path):
     assert kept.num_rows == 40 * len(written)
     # What was written is the beginning of what was added: only the end is lost.
     assert written == added[: len(written)]
+
+
+def test_old_files_and_what_killed_processes_left_are_removed(tmp_path: Path):
+    log = ImpressionLog(tmp_path)
+    log.add(impression("a" * 32, posts=[1], shown=[0], scores=[1]))
+    log.close()
+    (written,) = files(tmp_path)
+    moment, rest = written.name.split("-", 1)
+    now = datetime.strptime(moment, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
+    old = now - timedelta(days=30)
+    unfinished = [written.with_name(f".{t:%Y%m%dT%H%M%S.%fZ}-{rest}.partial") for t in (now, old)]
+    foreign = written.with_name("notes.parquet")
+    for path in (*unfinished, foreign):
+        path.touch()
+    assert tidy(tmp_path, now + timedelta(minutes=59), None) == (0, 1)
+    assert [path.exists() for path in unfinished] == [True, False]
+    assert tidy(tmp_path, now + timedelta(days=6.9), 7) == (0, 1)
+    assert written.exists()
+    assert tidy(tmp_path, now + timedelta(days=7.1), 7) == (1, 0)
+    assert files(tmp_path) == [foreign]
+    assert tidy(tmp_path / "nothing", now, 7) == (0, 0)
