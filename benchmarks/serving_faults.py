@@ -120,6 +120,8 @@ def judged(log: Sequence[tuple[float, float, str]], outages: Sequence[Outage]) -
     for due, at, outcome in log:
         is_degraded = " " in outcome
         degraded += is_degraded
+        # What was due just before an outage may have been asked within it.
+        is_cut = any(due < one.killed < at for one in outages)
         place = int(np.searchsorted([one.killed for one in outages], due)) - 1
         outage = outages[place] if place >= 0 else None
         if outage is not None and due < outage.back:
@@ -127,10 +129,8 @@ def judged(log: Sequence[tuple[float, float, str]], outages: Sequence[Outage]) -
             # What was due just before the return may have been asked after it.
             wrong_away += not is_degraded and at < outage.back
         elif outage is None or due > outage.back + RECOVERY_S:
-            # What was due just before the end may have been asked after it.
-            ends = [one.killed for one in outages]
-            wrong_there += is_degraded and not any(due < end < at for end in ends)
-        if is_degraded and outage is not None:
+            wrong_there += is_degraded and not is_cut
+        if is_degraded and outage is not None and not is_cut:
             last[place] = max(last[place], at)
     times = np.array([1000 * (at - due) for due, at, _ in log])
     return {

@@ -144,17 +144,15 @@ class Load:
 
     async def _one(self, free: asyncio.LifoQueue[Any], due: float, number: int, user: int) -> None:
         connection = await free.get()
+        request = self.request_of(number, user)
         try:
-            if connection is None:
-                connection = await asyncio.open_connection("127.0.0.1", self.port)
-            reader, writer = connection
-            writer.write(self.request_of(number, user))
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            answer = await reader.readexactly(length)
-            status = head[9:12].decode()
-            reasons = orjson.loads(answer).get("degraded") if status == "200" else None
-            outcome = f"{status} {reasons[0]}" if reasons else status
+            try:
+                connection, outcome = await self._exchange(connection, request)
+            except (OSError, asyncio.IncompleteReadError):
+                if connection is None:
+                    raise
+                # A server closes connections that are idle for long: a new one is due then.
+                connection, outcome = await self._exchange(None, request)
         except (OSError, asyncio.IncompleteReadError) as error:
             connection, outcome = None, type(error).__name__
         now = time.perf_counter()
@@ -162,6 +160,17 @@ class Load:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self.log.append((due, now, outcome))
         free.put_nowait(connection)
+
+    async def _exchange(self, connection: Any, request: bytes) -> tuple[Any, str]:
+        """Send a request and read its answer; return the connection and the outcome."""
+        reader, writer = connection or await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = await reader.readexactly(length)
+        status = head[9:12].decode()
+        reasons = orjson.loads(answer).get("degraded") if status == "200" else None
+        return (reader, writer), f"{status} {reasons[0]}" if reasons else status
 
 
 def command_of(folder: str, port: int, *more: str) -> list[str]:
