@@ -49,9 +49,18 @@ MAX_GROWTH = 1.1
 
 @dataclass
 class Outage:
-    """When Redis was killed, and when it answered again: seconds of `time.perf_counter`."""
+    """One time without Redis, in seconds of `time.perf_counter`.
+
+    Attributes
+    ----------
+    killed, started
+        When it was killed and when it was started again.
+    back
+        When it was seen to answer; it did so some moments before.
+    """
 
     killed: float
+    started: float = float("inf")
     back: float = float("inf")
 
 
@@ -72,6 +81,7 @@ class Faults(threading.Thread):
             os.kill(self._kept.pid, signal.SIGKILL)
             self.outages.append(Outage(time.perf_counter()))
             self._note_until(share + OUTAGE_SHARE)
+            self.outages[-1].started = time.perf_counter()
             self._kept.ensure_running()
             self.outages[-1].back = time.perf_counter()
         self._note_until(1.0)
@@ -126,8 +136,8 @@ def judged(log: Sequence[tuple[float, float, str]], outages: Sequence[Outage]) -
         outage = outages[place] if place >= 0 else None
         if outage is not None and due < outage.back:
             away += 1
-            # What was due just before the return may have been asked after it.
-            wrong_away += not is_degraded and at < outage.back
+            # What comes after the start may have been asked of a Redis that answers.
+            wrong_away += not is_degraded and at < outage.started
         elif outage is None or due > outage.back + RECOVERY_S:
             wrong_there += is_degraded and not is_cut
         if is_degraded and outage is not None and not is_cut:
