@@ -98,6 +98,7 @@ def run(settings: JobSettings, console: Console) -> None:
 
 def tune(settings: TuneSettings, console: Console) -> None:
     """Search settings and write the best ones where every step finds them."""
+    tune_settings.check(settings)
     context = job.open_context(settings, console)
     for step in (ingest_step, features_step, apply_step):
         step.run(context)

@@ -46,13 +46,11 @@ from pipelines.tuning import SPACES, Space, Tuned, space_key, tune
 MOST_DENSE_POSTS = 5_000
 
 
-def run(context: Context, settings: TuneSettings) -> TunedSettings:
-    """Search, and return what was found.
+def check(settings: TuneSettings) -> None:
+    """Check what is asked for, before anything is computed.
 
     Raises
     ------
-    MissingStepError
-        If features or apply have not been run with these settings.
     TuningError
         If there are not enough label slices, or an unknown model is asked for.
     """
@@ -68,6 +66,16 @@ def run(context: Context, settings: TuneSettings) -> TunedSettings:
             f"tune: found {', '.join(unknown)}, expected generators among "
             f"{', '.join(GENERATORS)} and rankers among {', '.join(RANKERS)}"
         )
+
+
+def run(context: Context, settings: TuneSettings) -> TunedSettings:
+    """Search, and return what was found; `check` the settings before.
+
+    Raises
+    ------
+    MissingStepError
+        If features or apply have not been run with these settings.
+    """
     with progress_bars(context.console) as bars:
         return _Search(context, settings, bars).run()
 

@@ -80,6 +80,7 @@ def test_chance_is_the_spread_of_random_orders():
     assert (low, high) == pytest.approx((0.0, 0.4))
 
 
+@pytest.mark.slow
 def test_the_job_does_not_leak(job: Job):
     before = job.published()
     outcome = job.do("leakage")
