@@ -31,6 +31,7 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 READS = {b"CLIENT", b"INFO", b"CONFIG", b"SCAN", b"MGET", b"GET", b"EXISTS", b"HGETALL", b"PING"}
 # Imported where they are used, as they take seconds.
 LATE = ("lightgbm", "implicit.als", "sentence_transformers", "faiss", "matplotlib.figure")
+NEEDS_DAGSTER = "pipelines.orchestration"  # an optional extra, which no command of these uses
 
 
 class Watched:
@@ -86,7 +87,8 @@ class Watched:
 if __name__ == "__main__":
     for package in (pipelines, validation):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            if module.name != NEEDS_DAGSTER:
+                importlib.import_module(module.name)
     for name in LATE:
         importlib.import_module(name)
     answers = os.dup(1)
