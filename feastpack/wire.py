@@ -18,6 +18,8 @@ from feastpack.keys import Keys
 from feastpack.rows import BytesArray
 
 _DOLLAR, _END, _NOTHING = (pa.scalar(text, pa.binary()) for text in (b"$", b"\r\n", b""))
+# Calls of Arrow take longer than so many keys one by one.
+_FEW = 16
 
 
 def mget(client: Any, keys: Sequence[Keys]) -> list[bytes | None]:
@@ -66,11 +68,13 @@ def _arguments(keys: Keys) -> bytes:
     if isinstance(keys, np.ndarray):
         return _uniform_arguments(keys)
     n = len(keys)
+    if n <= _FEW:
+        return b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in keys.to_pylist())
     lengths = pc.binary_length(keys).cast(pa.string()).cast(pa.binary())
     heads = pc.binary_join_element_wise(_DOLLAR, lengths, _END, _NOTHING)
     parts = pc.binary_join_element_wise(heads, keys, _END, _NOTHING)
     _, offset_buffer, data = parts.buffers()
-    return bytes(data)[: int(np.frombuffer(offset_buffer, dtype=np.int32)[n])] if n else b""
+    return bytes(data)[: int(np.frombuffer(offset_buffer, dtype=np.int32)[n])]
 
 
 def _uniform_arguments(keys: BytesArray) -> bytes:

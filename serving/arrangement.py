@@ -81,6 +81,9 @@ class Arranger:
         scores
             (n,), higher is better; equal ones in the order of the rows.
         """
+        if not (self.caps or self.pins or self.diversity or self.exploration):
+            best = np.argsort(-scores, kind="stable")[:k]
+            return Arrangement(best, np.ones(len(best)), [()] * len(best))
         filling = _Filling(self, scores, k)
         # Those whose places lie beyond the candidates follow in their order.
         for place in range(1, k + 1):

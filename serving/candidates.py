@@ -27,6 +27,8 @@ class Candidates:
 
     def about(self, post_ids: NDArray[np.int64]) -> "Candidates":
         """Return what the sources say of given posts (ascending, distinct), proposed or not."""
+        if np.array_equal(post_ids, self.post_ids):
+            return self
         at = np.minimum(np.searchsorted(self.post_ids, post_ids), max(len(self.post_ids) - 1, 0))
         listed = self.post_ids[at] == post_ids if len(self.post_ids) else post_ids < post_ids
 
@@ -45,11 +47,11 @@ def union(lists: Mapping[str, SourceList]) -> Candidates:
     post_ids = np.unique(np.concatenate([source.post_ids for source in lists.values()])).astype(
         np.int64
     )
-    scores, ranks = {}, {}
-    for name, source in lists.items():
+    scores, ranks = np.full((2, len(lists), len(post_ids)), np.nan)
+    for place, source in enumerate(lists.values()):
         at = np.searchsorted(post_ids, source.post_ids)
-        scores[name] = np.full(len(post_ids), np.nan)
-        ranks[name] = np.full(len(post_ids), np.nan)
-        scores[name][at] = source.scores
-        ranks[name][at] = np.arange(1, len(at) + 1)
-    return Candidates(post_ids, scores, ranks)
+        scores[place, at] = source.scores
+        ranks[place, at] = np.arange(1, len(at) + 1)
+    return Candidates(
+        post_ids, dict(zip(lists, scores, strict=True)), dict(zip(lists, ranks, strict=True))
+    )

@@ -42,13 +42,17 @@ class RuleBook:
         freshness = self._rules.freshness
         if freshness is not None:
             proposed = self._facts.fresh(proposed, freshness, moment)
+        if not len(self._pinned):
+            return np.unique(proposed)
         return np.union1d(proposed, np.setdiff1d(self._pinned, seen))
 
     def arrange(
         self, post_ids: Posts, scores: NDArray[np.floating], k: int, request_id: str
     ) -> Arrangement:
         """Arrange candidates (ascending); chance follows from the request's id alone."""
-        rows = {post_id: row for row, post_id in enumerate(post_ids.tolist())}
-        pins = {place: rows[post_id] for place, post_id in self._pins.items() if post_id in rows}
+        pins: dict[int, int] = {}
+        if self._pins:
+            rows = {post_id: row for row, post_id in enumerate(post_ids.tolist())}
+            pins = {place: rows[one] for place, one in self._pins.items() if one in rows}
         rng = np.random.default_rng(int(request_id, 16))
         return self._facts.arranger(post_ids, pins).arrange(scores, k, rng)

@@ -23,10 +23,9 @@ def admitted(post_ids: Posts, exclude: Posts, only: Posts | None) -> Posts:
     -------
     int64 array of shape (m,), m <= n.
     """
-    allowed = ~np.isin(post_ids, exclude)
-    if only is not None:
-        allowed &= np.isin(post_ids, only)
-    return post_ids[allowed]
+    if len(exclude):
+        post_ids = post_ids[~np.isin(post_ids, exclude)]
+    return post_ids if only is None else post_ids[np.isin(post_ids, only)]
 
 
 def by_popularity(post_ids: Posts, popular: Posts) -> Posts:

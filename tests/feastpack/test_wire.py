@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.connection import PythonRespSerializer
@@ -11,7 +12,9 @@ from redis.connection import PythonRespSerializer
 from feastpack.rows import uniform_binary
 from feastpack.wire import mget_command
 
-KEYS = st.lists(st.binary(max_size=12), max_size=5)
+KEY = st.binary(max_size=12)
+# Few keys and many are laid out in different ways.
+KEYS = st.lists(KEY, max_size=5) | st.lists(KEY, min_size=17, max_size=20)
 SHAPES = st.tuples(st.integers(0, 4), st.integers(0, 300))
 
 
@@ -24,6 +27,8 @@ def test_same_command_as_redis_py(variable: list[list[bytes]], shape: tuple[int,
     assert mget_command([*keys, matrix]) == b"".join(theirs)
 
 
-def test_a_slice_of_keys_is_the_slice() -> None:
-    keys = pa.array([b"a", b"bb", b"ccc", b"d"], pa.binary()).slice(1, 2)
-    assert mget_command([keys]) == b"*3\r\n$4\r\nMGET\r\n$2\r\nbb\r\n$3\r\nccc\r\n"
+@pytest.mark.parametrize("count", [2, 40])
+def test_a_slice_of_keys_is_the_slice(count: int) -> None:
+    keys = pa.array([b"%d" % number for number in range(100)], pa.binary())
+    wanted = b"".join(b"$2\r\n%d\r\n" % number for number in range(10, 10 + count))
+    assert mget_command([keys.slice(10, count)]) == b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) + wanted

@@ -113,5 +113,8 @@ def test_given_posts_are_described_whether_proposed_or_not():
     about = union({"a": listed([5, 3])}).about(np.array([3, 4]))
     assert about.post_ids.tolist() == [3, 4]
     np.testing.assert_array_equal(about.ranks["a"], [2, np.nan])
+    same = union({"a": listed([5, 3]), "b": listed([3])}).about(np.array([3, 5]))
+    assert same.post_ids.tolist() == [3, 5]
+    np.testing.assert_array_equal(same.ranks["b"], [1, np.nan])
     nothing = union({"a": listed([])}).about(np.array([3]))
     np.testing.assert_array_equal(nothing.ranks["a"], [np.nan])
