@@ -6,6 +6,7 @@ needs a published workspace (`feastrank run`). Files are written meanwhile, as i
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -13,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.common import report, rounded
+from benchmarks.common import rounded
 from feature_repo.workspace import Workspace, home
 from pipelines.job.context import open_store
+from serving.bundle import open_current
 from serving.impressions import ImpressionLog
 from serving.recommender import Recommender
 
 
 def main() -> None:
-    """Ask, print a table and one JSON object."""
+    """Ask, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=home())
     parser.add_argument("--dataset", default="movielens_100k")
@@ -37,24 +39,20 @@ def main() -> None:
         size = sum(file.stat().st_size for file in files)
         counts = log.counts
     off, on = measured["off"], measured["on"]
-    report(
-        "impression_log",
-        [],
-        **rounded(
-            {
-                "requests": arguments.requests,
-                "off_p50_ms": float(np.percentile(off, 50)),
-                "on_p50_ms": float(np.percentile(on, 50)),
-                "off_p99_ms": float(np.percentile(off, 99)),
-                "on_p99_ms": float(np.percentile(on, 99)),
-                "on_minus_off_mean_ms": float(np.mean(on) - np.mean(off)),
-                "rows_per_request": rows / arguments.requests,
-                "bytes_per_row": size / max(rows, 1),
-                "files": len(files),
-            }
-        ),
-        outcomes=counts,
-    )
+    result = {
+        "benchmark": "impression_log",
+        "requests": arguments.requests,
+        "off_p50_ms": float(np.percentile(off, 50)),
+        "on_p50_ms": float(np.percentile(on, 50)),
+        "off_p99_ms": float(np.percentile(off, 99)),
+        "on_p99_ms": float(np.percentile(on, 99)),
+        "on_minus_off_mean_ms": float(np.mean(on) - np.mean(off)),
+        "rows_per_request": rows / arguments.requests,
+        "bytes_per_row": size / max(rows, 1),
+        "files": len(files),
+        "outcomes": counts,
+    }
+    print(json.dumps(rounded(result)))
 
 
 def _measure(workspace: Workspace, log: ImpressionLog, requests: int) -> dict[str, list[float]]:
@@ -64,7 +62,8 @@ def _measure(workspace: Workspace, log: ImpressionLog, requests: int) -> dict[st
         "off": Recommender(workspace.bundles, store),
         "on": Recommender(workspace.bundles, store, impressions=log),
     }
-    users = pq.read_table(workspace.lake / "ids" / "users.parquet")["external_id"].to_pylist()
+    folder, _ = open_current(workspace.bundles)
+    users = pq.read_table(folder / "users.parquet")["external_id"].to_pylist()
     took: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(20):
         sides["off"].recommend(users[0], 10)
