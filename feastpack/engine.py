@@ -125,19 +125,24 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
         began = time.monotonic()
         view = task.feature_view
         job = self._latest_rows(registry, task)
-        write = self._writer(view)
-        bar = _progress_bar(task, job)
-        done, newest = 0, None
+        done, with_key, newest = 0, 0, None
         times = event_time_of(view)
-        try:
+
+        def with_keys() -> Iterator[pa.RecordBatch]:
+            nonlocal done, with_key, newest
             for batch in _batches(job, self.settings.batch_rows):
                 rows = _renamed(batch, view)
-                write(rows, bar.update if bar is not None else lambda rows: None)
-                done += batch.num_rows
+                known = rows_with_keys(rows, view)
+                done, with_key = done + rows.num_rows, with_key + known.num_rows
                 newest = _later(newest, pc.max(rows.column(times)).as_py())
+                yield known
+
+        bar = _progress_bar(task, job)
+        try:
+            self._write(view, with_keys(), bar.update)
+            bar.update(done - with_key)
         finally:
-            if bar is not None:
-                bar.close()
+            bar.close()
         self._note(task, done, newest, time.monotonic() - began)
 
     def _note(
@@ -168,25 +173,21 @@ class ArrowComputeEngine(ComputeEngine):  # type: ignore[misc]
             end_date=task.end_time,
         )
 
-    def _writer(self, view: FeatureView) -> Callable[[pa.RecordBatch, Progress], None]:
+    def _write(
+        self, view: FeatureView, batches: Iterator[pa.RecordBatch], progress: Progress
+    ) -> None:
         takes_arrow = getattr(self.online_store, "online_write_arrow", None)
-        if takes_arrow is None:
-            logger.warning(
-                "online store %s has no online_write_arrow: feature view %s is written as Feast's "
-                "messages, which takes far longer",
-                type(self.online_store).__name__,
-                view.name,
-            )
-
-        def write(batch: pa.RecordBatch, progress: Progress) -> None:
-            rows = rows_with_keys(batch, view)
-            progress(batch.num_rows - rows.num_rows)
-            if takes_arrow is not None:
-                takes_arrow(self.repo_config, view, rows, progress=progress)
-            else:
-                self._write_messages(view, rows, progress)
-
-        return write
+        if takes_arrow is not None:
+            takes_arrow(self.repo_config, view, batches, progress=progress)
+            return
+        logger.warning(
+            "online store %s has no online_write_arrow: feature view %s is written as Feast's "
+            "messages, which takes far longer",
+            type(self.online_store).__name__,
+            view.name,
+        )
+        for rows in batches:
+            self._write_messages(view, rows, progress)
 
     def _write_messages(self, view: FeatureView, rows: pa.RecordBatch, progress: Progress) -> None:
         if rows.num_rows == 0:
@@ -244,11 +245,12 @@ def _batches(job: RetrievalJob, batch_rows: int) -> Iterator[pa.RecordBatch]:
 
 
 def _progress_bar(task: MaterializationTask, job: RetrievalJob) -> Any:
-    if task.tqdm_builder is None:
-        return None
-    rows = job.count_rows() if isinstance(job, DuckDBRetrievalJob) else None
+    hidden = task.tqdm_builder is None
+    rows = job.count_rows() if isinstance(job, DuckDBRetrievalJob) and not hidden else None
     # Not Feast's own bar, which appears at once: most views are done before one could be read.
-    return tqdm(total=rows, ncols=100, unit=" rows", unit_scale=True, delay=_BAR_AFTER_S)
+    return tqdm(
+        total=rows, ncols=100, unit=" rows", unit_scale=True, delay=_BAR_AFTER_S, disable=hidden
+    )
 
 
 def _renamed(batch: pa.RecordBatch, view: FeatureView) -> pa.RecordBatch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -40,8 +40,8 @@ from feastpack.responses import ReadRow, read_rows
 from feastpack.views import ViewLayout, layout_of
 from feastpack.writer import (
     Lifetime,
-    blobs_of,
     delete_view,
+    one_ahead,
     translated,
     write_async,
     write_blobs,
@@ -144,19 +144,21 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         self,
         config: RepoConfig,
         feature_view: FeatureView,
-        batch: pa.RecordBatch | pa.Table,
+        batch: pa.RecordBatch | pa.Table | Iterable[pa.RecordBatch],
         *,
         progress: Callable[[int], Any] | None = None,
     ) -> int:
-        """Write the rows of an Arrow table without a Python object per value.
+        """Write the rows of Arrow tables without a Python object per value.
 
         Parameters
         ----------
         batch
-            Join keys, every feature of the view under its name (field mapping done), the
-            event time and, if the source has one, the created time. Any order of rows; of
-            two rows of one entity the one with the later event time stays, at equal event
-            times the one with the later created time, at equal both the later in order.
+            One table, or any number of record batches, each fetched and packed by another thread
+            while the one before is being written. Join keys, every feature of the view under
+            its name (field mapping done), the event time and, if the source has one, the
+            created time. Any order of rows; of two rows of one entity the one with the later
+            event time stays, at equal event times the one with the later created time, at equal
+            both the later in order.
         progress
             Called with a number of rows whenever that many were written.
 
@@ -173,11 +175,13 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             If Redis fails or is lost. Some rows may have been written; run it again.
         """
         layout = layout_of(config, feature_view)
+        tables = [batch] if isinstance(batch, pa.RecordBatch | pa.Table) else batch
         slices = (
-            arrow_rows(layout, feature_view, batch.slice(first, _ROWS_PER_PACK))
-            for first in range(0, batch.num_rows, _ROWS_PER_PACK)
+            arrow_rows(layout, feature_view, table.slice(first, _ROWS_PER_PACK))
+            for table in tables
+            for first in range(0, table.num_rows, _ROWS_PER_PACK)
         )
-        return self._write(config, layout, slices, progress)
+        return self._write(config, layout, one_ahead(slices), progress)
 
     def online_write_batch(
         self,
@@ -255,12 +259,9 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
                     write_each(client, layout, packed, lifetime, progress, size)
                     for packed in slices
                 )
-            blobs = (
-                blob
-                for packed in slices
-                for blob in blobs_of(packed.keys, packed.rows, settings.write_batch_rows)
+            return write_blobs(
+                client, layout, slices, lifetime, progress, settings.write_batch_rows
             )
-            return write_blobs(client, layout, blobs, lifetime, progress)
         except redis.exceptions.RedisError as error:
             raise translated(error, f"writing feature view {layout.keys.view}") from error
 

@@ -1,10 +1,16 @@
 """Bulk writes: many rows per command, decided in Redis, packed while Redis works.
 
-The rows of a write are cut into blobs of a few thousand rows. Each is one call of a script
+The rows of a write are cut into parts of a few thousand rows. Each is one call of a script
 (``write.lua``) that compares event and created times inside Redis, so that concurrent
-writers cannot overwrite newer rows. A second blob is on its way while the first is being
-written. On Redis Cluster, where a script may touch one slot only, the script is called
-once per row, pipelined.
+writers cannot overwrite newer rows. The next parts are on their way while one is being
+written.
+
+As long as none of a view's rows is there, a part is sent as ``MSETNX`` instead, which takes Redis
+a third of the script's time: it sets all of the part or, if a single key exists, nothing, and
+then the script writes this part and all that follow. Keys that expire are the script's as well.
+
+On Redis Cluster, where a script may touch one slot only, the script is called once per row,
+pipelined.
 """
 
 from __future__ import annotations
@@ -12,10 +18,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +38,7 @@ from feastpack.rows import uniform_binary
 from feastpack.views import ViewLayout
 
 Progress = Callable[[int], Any]
+Item = TypeVar("Item")
 _IN_FLIGHT = 2
 _SCAN_STEP = 2000
 
@@ -70,14 +79,22 @@ def blobs_of(keys: pa.BinaryArray, rows: pa.BinaryArray, rows_per_blob: int) -> 
     keys, rows
         Binary arrays of the same length, without nulls.
     """
-    nothing = pa.scalar(b"", pa.binary())
-    joined = pc.binary_join_element_wise(_lengths(keys), keys, _lengths(rows), rows, nothing)
+    joined = _join(_lengths(keys), keys, _lengths(rows), rows)
+    for first, data in zip(count(0, rows_per_blob), _views(joined, rows_per_blob), strict=False):
+        yield Blob(min(rows_per_blob, len(keys) - first), data)
+
+
+def _join(*parts: pa.BinaryArray | pa.Scalar) -> pa.BinaryArray:
+    return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary()))
+
+
+def _views(joined: pa.BinaryArray, per_view: int) -> Iterator[memoryview]:
+    """Cut an array that was just made into the bytes of so many values each."""
     _, offset_buffer, data = joined.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)
     view = memoryview(data) if data is not None else memoryview(b"")
-    for first in range(0, len(keys), rows_per_blob):
-        last = min(first + rows_per_blob, len(keys))
-        yield Blob(last - first, view[offsets[first] : offsets[last]])
+    for first in range(0, len(joined), per_view):
+        yield view[offsets[first] : offsets[min(first + per_view, len(joined))]]
 
 
 def _lengths(values: pa.BinaryArray) -> pa.BinaryArray:
@@ -86,14 +103,34 @@ def _lengths(values: pa.BinaryArray) -> pa.BinaryArray:
     return uniform_binary(lengths[:, None].view(np.uint8))
 
 
+def _inserts(packed: PackedRows, rows_per_part: int) -> Iterator[memoryview]:
+    """Lay out keys and rows as arguments in Redis' protocol, in parts."""
+    dollar, end = pa.scalar(b"$", pa.binary()), pa.scalar(b"\r\n", pa.binary())
+    texts: list[Any] = []
+    for values in packed:
+        length = pc.binary_length(values).cast(pa.string()).cast(pa.binary())
+        texts += [dollar, length, end, values, end]
+    return _views(_join(*texts), rows_per_part)
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield all items; a thread of its own fetches the next one meanwhile."""
+    with ThreadPoolExecutor(1, "one-ahead") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
 def write_blobs(
     client: Any,
     layout: ViewLayout,
-    blobs: Iterator[Blob],
+    slices: Iterator[PackedRows],
     lifetime: Lifetime,
     progress: Progress | None,
+    rows_per_command: int,
 ) -> int:
-    """Write blobs over one connection; return how many rows are now stored as given.
+    """Write rows over one connection; return how many of them are now stored as given.
 
     Raises
     ------
@@ -106,39 +143,94 @@ def write_blobs(
     connection = pool.get_connection()
     done = False
     try:
-        written = _stream(connection, blobs, lifetime, progress)
+        stream = _Stream(connection, lifetime, progress, rows_per_command)
+        for packed in slices:
+            stream.write(packed)
+        stream.end()
         done = True
     finally:
         # Replies may still be under way on a connection that failed: it cannot be reused.
         if not done:
             connection.disconnect()
         pool.release(connection)
-    return written
+    return stream.written
 
 
-def _stream(
-    connection: Any, blobs: Iterator[Blob], lifetime: Lifetime, progress: Progress | None
-) -> int:
-    connection.send_command("SCRIPT", "LOAD", write_script())
-    sha = connection.read_response()
-    waiting: deque[int] = deque()
-    written = 0
-    for blob in blobs:
-        connection.send_command("EVALSHA", sha, 0, blob.data, blob.rows, *lifetime.arguments())
-        waiting.append(blob.rows)
-        if len(waiting) > _IN_FLIGHT:
-            written += _receive(connection, waiting, progress)
-    while waiting:
-        written += _receive(connection, waiting, progress)
-    return written
+class _Stream:
+    """Commands on their way over one connection, in order."""
 
+    def __init__(
+        self, connection: Any, lifetime: Lifetime, progress: Progress | None, rows_per_command: int
+    ) -> None:
+        self.written = 0
+        self._connection = connection
+        self._lifetime = lifetime
+        self._progress = progress
+        self._size = rows_per_command
+        # Whether no key was met that exists; then rows are inserted.
+        self._is_new = lifetime == Lifetime()
+        self._waiting: deque[tuple[PackedRows, bool]] = deque()
+        connection.send_command("SCRIPT", "LOAD", write_script())
+        self._script = connection.read_response()
 
-def _receive(connection: Any, waiting: deque[int], progress: Progress | None) -> int:
-    written = int(connection.read_response())
-    rows = waiting.popleft()
-    if progress is not None:
-        progress(rows)
-    return written
+    def write(self, packed: PackedRows) -> None:
+        rows = len(packed.keys)
+        parts = [
+            PackedRows(
+                packed.keys[first : first + self._size], packed.rows[first : first + self._size]
+            )
+            for first in range(0, rows, self._size)
+        ]
+        # A few rows are mostly an update. Of two rows of a key MSETNX takes the second.
+        if self._is_new and rows >= self._size and pc.count_distinct(packed.keys).as_py() == rows:
+            for part, arguments in zip(parts, _inserts(packed, self._size), strict=True):
+                self._insert(part, arguments) if self._is_new else self._decide(part)
+        else:
+            for part in parts:
+                self._decide(part)
+
+    def _insert(self, part: PackedRows, arguments: memoryview) -> None:
+        head = b"*%d\r\n$6\r\nMSETNX\r\n" % (2 * len(part.keys) + 1)
+        self._connection.send_packed_command([head, arguments])
+        self._sent(part, True)
+
+    def _decide(self, part: PackedRows) -> None:
+        for blob in blobs_of(part.keys, part.rows, self._size):
+            arguments = self._lifetime.arguments()
+            self._connection.send_command(
+                "EVALSHA", self._script, 0, blob.data, blob.rows, *arguments
+            )
+            self._sent(part, False)
+
+    def _sent(self, part: PackedRows, inserts: bool) -> None:
+        self._waiting.append((part, inserts))
+        while len(self._waiting) > _IN_FLIGHT:
+            self._receive()
+
+    def end(self) -> None:
+        """Wait for all that is under way."""
+        while self._waiting:
+            self._receive()
+
+    def _receive(self) -> None:
+        part, inserts = self._waiting.popleft()
+        answer = int(self._connection.read_response())
+        if inserts and not answer:
+            self._repeat(part)
+            return
+        self.written += len(part.keys) if inserts else answer
+        if self._progress is not None:
+            self._progress(len(part.keys))
+
+    def _repeat(self, part: PackedRows) -> None:
+        """Let the script write a part, and those sent after it again, in their order."""
+        self._is_new = False
+        parts = [part, *(later for later, _ in self._waiting)]
+        for _ in self._waiting:
+            self._connection.read_response()
+        self._waiting.clear()
+        for one in parts:
+            self._decide(one)
 
 
 def write_each(

@@ -1,20 +1,16 @@
-"""What the packed store promises beyond Feast's: order of writes, ttl, schemas, deletion."""
+"""What the packed store promises beyond Feast's: ttl, schemas, deletion."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import redis
@@ -23,6 +19,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float32, Float64, Int64, String
 from feast_values import feature_store, packed, stock, user_entity, user_key, user_view
+from online_shop import NOW, Shop, row, table_of
 
 from feastpack.connection import RedisAddress, resolve_redis
 from feastpack.embedded import EmbeddedRedis, close_shared, find_redis_server
@@ -33,127 +30,12 @@ from feastpack.errors import (
     SchemaError,
     UnsupportedError,
 )
-from feastpack.online import PackedRedisOnlineStore
 from feastpack.writer import delete_namespace
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
-
-
-def row(user: int, x: float, minutes: float = 0, created: float | None = None) -> Row:
-    when = None if created is None else NOW + timedelta(minutes=created)
-    return (user_key(user), {"x": Value(double_val=x)}, NOW + timedelta(minutes=minutes), when)
-
-
-class Shop:
-    """A feature store with one view of one feature on our online store."""
-
-    def __init__(self, folder: Path, port: int, ttl: timedelta | None = None, **settings: Any):
-        view = user_view(folder, "v", {"x": Float64}, ttl=ttl or timedelta(0))
-        self.store = feature_store(folder, packed(port, **settings), [user_entity(), view])
-        self.view = self.store.get_feature_view("v")
-        self.online: PackedRedisOnlineStore = self.store._get_provider().online_store
-
-    def write(self, *rows: Row) -> None:
-        self.online.online_write_batch(self.store.config, self.view, list(rows), None)
-
-    def write_arrow(self, table: pa.Table) -> int:
-        return self.online.online_write_arrow(self.store.config, self.view, table)
-
-    def read(self, *users: int) -> list[float | None]:
-        keys = [user_key(user) for user in users]
-        rows = self.online.online_read(self.store.config, self.view, keys)
-        return [None if values is None else values["x"].double_val for _, values in rows]
 
 
 @pytest.fixture
 def shop(tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any) -> Shop:
     return Shop(tmp_path, redis_server.port)
-
-
-def table_of(users: list[int], x: list[float], minutes: list[float]) -> pa.Table:
-    times = [NOW + timedelta(minutes=m) for m in minutes]
-    return pa.table(
-        {
-            "user_id": users,
-            "x": x,
-            "event_timestamp": pa.array(times, pa.timestamp("us", "UTC")),
-        }
-    )
-
-
-def test_an_older_event_never_overwrites_a_newer_one(shop: Shop) -> None:
-    shop.write(row(1, 10.0, minutes=5))
-    shop.write(row(1, 20.0, minutes=4))
-    assert shop.read(1) == [10.0]
-    shop.write(row(1, 30.0, minutes=6))
-    assert shop.read(1) == [30.0]
-    # also within one batch, whatever the order
-    shop.write(row(1, 50.0, minutes=9), row(1, 40.0, minutes=8), row(2, 1.0), row(2, 2.0, -1))
-    assert shop.read(1, 2) == [50.0, 1.0]
-    written = shop.write_arrow(table_of([1, 2], [0.0, 3.0], [0, 1]))
-    assert written == 1
-    assert shop.read(1, 2) == [50.0, 3.0]
-
-
-def test_times_before_1970_and_far_apart_are_ordered(shop: Shop) -> None:
-    early, late = datetime(1931, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-    for when, x in ((early, 1.0), (late, 2.0), (early - timedelta(days=1), 3.0)):
-        shop.write((user_key(1), {"x": Value(double_val=x)}, when, None))
-    assert shop.read(1) == [2.0]
-    one_microsecond_later = late + timedelta(microseconds=1)
-    shop.write((user_key(1), {"x": Value(double_val=4.0)}, one_microsecond_later, None))
-    shop.write((user_key(1), {"x": Value(double_val=5.0)}, late, None))
-    assert shop.read(1) == [4.0]
-
-
-def test_ties_are_broken_by_created_time_then_by_the_later_write(
-    shop: Shop, tmp_path: Path, redis_server: EmbeddedRedis
-) -> None:
-    shop.write(row(1, 1.0, created=5), row(1, 2.0, created=4))
-    assert shop.read(1) == [1.0]
-    shop.write(row(1, 3.0, created=6))
-    shop.write(row(1, 4.0))  # an unknown created time is older than any
-    assert shop.read(1) == [3.0]
-    shop.write(row(1, 5.0, created=6))
-    assert shop.read(1) == [5.0]
-    # Feast's own store keeps the first row of an event time, so that values that were
-    # computed anew, or a new feature, are not stored until the next event.
-    view = user_view(tmp_path, "v", {"x": Float64})
-    theirs = feature_store(tmp_path, stock(redis_server.port), [user_entity(), view])
-    online = theirs._get_provider().online_store
-    for x in (1.0, 2.0):
-        online.online_write_batch(theirs.config, view, [row(1, x)], None)
-    (_, values), *_ = online.online_read(theirs.config, view, [user_key(1)])
-    assert values["x"].double_val == 1.0
-
-
-def test_concurrent_writers_leave_the_newest_row(shop: Shop) -> None:
-    rng = np.random.default_rng(7)
-    versions = rng.permutation(40)
-
-    def write(part: np.ndarray[Any, Any]) -> None:
-        for version in part.tolist():
-            shop.write_arrow(table_of(list(range(50)), [float(version)] * 50, [version] * 50))
-
-    threads = [threading.Thread(target=write, args=(versions[i::4],)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert shop.read(*range(50)) == [39.0] * 50
-
-
-def test_bulk_write_over_many_commands(shop: Shop) -> None:
-    n = 10_001
-    table = table_of(list(range(n)), np.arange(n, dtype=float).tolist(), [0] * n)
-    done: list[int] = []
-    written = shop.online.online_write_arrow(
-        shop.store.config, shop.view, table, progress=done.append
-    )
-    assert written == sum(done) == n
-    assert len(done) == 6
-    assert shop.read(0, 1999, 2000, n - 1, n) == [0.0, 1999.0, 2000.0, n - 1.0, None]
 
 
 def test_ttl_is_honoured_per_view_when_read(
@@ -336,30 +218,6 @@ def test_search_is_refused_with_advice(shop: Shop) -> None:
         shop.online.retrieve_online_documents_v2(shop.store.config, shop.view, ["x"], [0.0], 3)
 
 
-def test_redis_killed_in_the_middle_of_a_write(tmp_path: Path) -> None:
-    """The write fails loudly; run again after the restart, it ends as if nothing happened."""
-    n = 300_000
-    table = table_of(list(range(n)), np.arange(n, dtype=float).tolist(), [0] * n)
-    with EmbeddedRedis(tmp_path / "redis") as server:
-        shop = Shop(tmp_path, server.port)
-        shop.write(row(0, -1.0, minutes=60))  # newer than what follows
-        client = redis.Redis(port=server.port)
-        client.save()
-
-        def kill_midway(_: int) -> None:
-            if client.dbsize() > n // 4:
-                os.kill(server.pid, signal.SIGKILL)
-
-        with pytest.raises((OnlineStoreError, redis.exceptions.ConnectionError)):
-            shop.online.online_write_arrow(
-                shop.store.config, shop.view, table, progress=kill_midway
-            )
-        server.ensure_running()
-        assert shop.read(0) == [-1.0]
-        assert shop.write_arrow(table) == n - 1
-        assert shop.read(0, 1, n - 1) == [-1.0, 1.0, n - 1.0]
-
-
 def test_redis_that_is_down_is_said_clearly(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -466,26 +324,6 @@ def test_feasts_own_metrics_count_what_was_read(
     before = counts()
     shop.store.get_online_features(["v:x"], {"user_id": [1, 1, 2]})
     assert [a - b for a, b in zip(counts(), before, strict=True)] == [2, 1]
-
-
-def test_a_row_is_written_whole(
-    tmp_path: Path, redis_server: EmbeddedRedis, redis_client: Any
-) -> None:
-    """A message that lacks a feature makes it null; Feast's store keeps the old value."""
-    view = user_view(tmp_path, "v", {"x": Float64, "y": Float64})
-    full = {"x": Value(double_val=1.0), "y": Value(double_val=2.0)}
-    part = {"x": Value(double_val=3.0)}
-    reads = []
-    for settings in (packed(redis_server.port), stock(redis_server.port)):
-        store = feature_store(tmp_path, settings, [user_entity(), view])
-        online = store._get_provider().online_store
-        for minutes, values in enumerate((full, part)):
-            when = NOW + timedelta(minutes=minutes)
-            rows = [(user_key(1), values, when, None)]
-            online.online_write_batch(store.config, store.get_feature_view("v"), rows, None)
-        response = store.get_online_features(["v:x", "v:y"], {"user_id": [1]}).to_dict()
-        reads.append((response["x"], response["y"]))
-    assert reads == [([3.0], [None]), ([3.0], [2.0])]
 
 
 def test_namespaces_do_not_see_each_other(
