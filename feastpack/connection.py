@@ -26,16 +26,19 @@ from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from feastpack.cluster import ClusterClient
 from feastpack.embedded import EmbeddedRedis, shared_embedded
 from feastpack.errors import ConnectionStringError
 
 # redis-py waits for seconds between its attempts; a request for features cannot.
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
 _RETRIES = 3
+# A node that hangs would be waited for for ever, while another one could take its place.
+_CLUSTER_DEADLINES = {"socket_connect_timeout": 5.0, "socket_timeout": 10.0}
 _EMBEDDED = "embedded:"
 _URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -134,17 +137,29 @@ def _from_feast_form(text: str) -> RedisAddress:
     return RedisAddress(nodes=tuple(nodes), options=options)
 
 
-def connect(address: RedisAddress, redis_type: RedisType, sentinel_master: str) -> Any:
-    """Return a redis-py client for the address; it connects on first use.
+def connect(
+    address: RedisAddress,
+    redis_type: RedisType,
+    sentinel_master: str,
+    wait_for_replicas: int = 0,
+) -> Any:
+    """Return a redis-py client for the address.
 
-    A Redis client is safe to share between threads.
+    It connects on first use; only that of a Cluster at once, to learn who has which slots. A
+    client is safe to share between threads.
+
+    Raises
+    ------
+    redis.exceptions.RedisError
+        If no node of a Cluster answers, or some slots have no master.
     """
     options = {"retry": Retry(_BACKOFF, _RETRIES), **address.options}
     if redis_type is RedisType.redis_cluster:
+        options = {**_CLUSTER_DEADLINES, **options, "wait_for_replicas": wait_for_replicas}
         if address.url is not None:
-            return RedisCluster.from_url(address.url, **options)
+            return ClusterClient.from_url(address.url, **options)
         nodes = [ClusterNode(host, port) for host, port in address.nodes]  # type: ignore[no-untyped-call]
-        return RedisCluster(startup_nodes=nodes, **options)
+        return ClusterClient(startup_nodes=nodes, **options)
     if redis_type is RedisType.redis_sentinel:
         sentinel = Sentinel(_nodes_of(address), **options)  # type: ignore[no-untyped-call]
         return sentinel.master_for(sentinel_master)  # type: ignore[no-untyped-call]

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import redis
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
-from redis.cluster import RedisCluster
 
+from feastpack.cluster import ClusterClient
 from feastpack.errors import UnknownSchemaError
 from feastpack.keys import Keys
 from feastpack.rows import BoolArray, Rows, RowSchema, uniform_binary
@@ -102,6 +102,17 @@ def ask(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[An
     return ask_beside(client, questions, book, ())[0]
 
 
+def fetch(client: Any, keys: Sequence[Keys]) -> list[bytes | None]:
+    """Return the values of all keys, at least one in all, with one round trip.
+
+    Raises
+    ------
+    redis.exceptions.RedisError
+        If Redis fails.
+    """
+    return client.fetch(keys) if isinstance(client, ClusterClient) else mget(client, keys)
+
+
 def ask_beside(
     client: Any, questions: Sequence[Question], book: SchemaBook, others: Sequence[bytes]
 ) -> tuple[list[Answer], list[bytes | None]]:
@@ -111,12 +122,7 @@ def ask_beside(
         keys = [*keys, pa.array(others, pa.binary())]
     count = sum(map(len, keys))
     try:
-        if not count:
-            stored = []
-        elif isinstance(client, RedisCluster):
-            stored = client.mget_nonatomic(_listed(keys))
-        else:
-            stored = mget(client, keys)
+        stored = fetch(client, keys) if count else []
         answers = []
         for question, part in _parts(questions, stored):
             try:
@@ -145,7 +151,7 @@ async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook
                 schemas = await client.hgetall(question.layout.keys.schemas_key)
                 book.learn(question.layout, schemas)
                 answers.append(book.decode(question, part))
-    except redis.exceptions.RedisError as error:
+    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:
         raise translated(error, f"reading {len(keys)} rows from Redis") from error
     return answers
 

@@ -23,6 +23,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field, StrictStr
 
+from feastpack.cluster_writer import write_slots
 from feastpack.columns import PackedRows, arrow_rows, message_rows
 from feastpack.connection import (
     RedisType,
@@ -45,7 +46,6 @@ from feastpack.writer import (
     translated,
     write_async,
     write_blobs,
-    write_each,
 )
 
 _ROWS_PER_PACK = 1 << 16
@@ -64,6 +64,10 @@ class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
     sentinel_master: StrictStr = "mymaster"
     """Name of the master that the sentinels watch."""
+
+    wait_for_replicas: int = Field(default=0, ge=0)
+    """With redis_cluster: how many replicas must have what is written before it counts as written.
+    With as many as every master has, what was acknowledged survives the loss of a master."""
 
     connection_string: StrictStr = "localhost:6379"
     """host:port,db=0,password=... or a redis:// URL, or embedded:FOLDER."""
@@ -117,13 +121,27 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
     # Connections
 
     def client(self, config: RepoConfig) -> Any:
-        """Return the redis-py client of the store's connection string."""
+        """Return the redis-py client of the store's connection string.
+
+        Raises
+        ------
+        OnlineStoreError
+            If it is of a Redis Cluster that cannot be used.
+        """
         settings = config.online_store
         with self._guard:
             client = self._clients.get(settings.connection_string)
             if client is None:
                 address = resolve_redis(settings.connection_string, base_folder=config.repo_path)
-                client = connect(address, settings.redis_type, settings.sentinel_master)
+                try:
+                    client = connect(
+                        address,
+                        settings.redis_type,
+                        settings.sentinel_master,
+                        settings.wait_for_replicas,
+                    )
+                except redis.exceptions.RedisError as error:
+                    raise translated(error, "connecting to the Redis Cluster") from error
                 self._clients[settings.connection_string] = client
         return client
 
@@ -219,7 +237,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 progress,
                 settings.write_batch_rows if single else 1,
             )
-        except redis.exceptions.RedisError as error:
+        except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:
             raise translated(error, f"writing feature view {layout.keys.view}") from error
 
     def note_materialized(
@@ -256,7 +274,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             if settings.redis_type is RedisType.redis_cluster:
                 size = settings.write_batch_rows
                 return sum(
-                    write_each(client, layout, packed, lifetime, progress, size)
+                    write_slots(client, layout, packed, lifetime, progress, size)
                     for packed in slices
                 )
             return write_blobs(

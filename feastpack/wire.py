@@ -7,10 +7,11 @@ parser of the reply stay redis-py's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ from feastpack.rows import BytesArray
 _DOLLAR, _END, _NOTHING = (pa.scalar(text, pa.binary()) for text in (b"$", b"\r\n", b""))
 # Calls of Arrow take longer than so many keys one by one.
 _FEW = 16
+_GET = b"*2\r\n$3\r\nGET\r\n"
 
 
 def mget(client: Any, keys: Sequence[Keys]) -> list[bytes | None]:
@@ -64,9 +66,18 @@ def mget_command(keys: Sequence[Keys]) -> bytes:
     return b"".join([b"*%d\r\n$4\r\nMGET\r\n" % (count + 1), *map(_arguments, keys)])
 
 
+def get_commands(keys: Keys) -> Callable[[npt.NDArray[np.int64]], bytes]:
+    """Lay out one ``GET`` a key; return what returns those of the keys at some places."""
+    if isinstance(keys, np.ndarray):
+        commands = _uniform_arguments(keys, _GET)
+        return lambda places: commands[places].tobytes()
+    parts = [b"%b$%d\r\n%b\r\n" % (_GET, len(key), key) for key in keys.to_pylist()]
+    return lambda places: b"".join([parts[place] for place in places.tolist()])
+
+
 def _arguments(keys: Keys) -> bytes:
     if isinstance(keys, np.ndarray):
-        return _uniform_arguments(keys)
+        return _uniform_arguments(keys).tobytes()
     n = len(keys)
     if n <= _FEW:
         return b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in keys.to_pylist())
@@ -77,10 +88,11 @@ def _arguments(keys: Keys) -> bytes:
     return bytes(data)[: int(np.frombuffer(offset_buffer, dtype=np.int32)[n])]
 
 
-def _uniform_arguments(keys: BytesArray) -> bytes:
+def _uniform_arguments(keys: BytesArray, before: bytes = b"") -> BytesArray:
+    """Return ``before`` and each key as an argument, a row each."""
     n, width = keys.shape
-    head, end = b"$%d\r\n" % width, _END.as_py()
+    head, end = b"%b$%d\r\n" % (before, width), _END.as_py()
     arguments = np.empty((n, len(head) + width + len(end)), dtype=np.uint8)
     arguments[:] = np.frombuffer(head + bytes(width) + end, dtype=np.uint8)
     arguments[:, len(head) : len(head) + width] = keys
-    return arguments.tobytes()
+    return arguments

@@ -9,20 +9,19 @@ As long as none of a view's rows is there, a part is sent as ``MSETNX`` instead,
 a third of the script's time: it sets all of the part or, if a single key exists, nothing, and
 then the script writes this part and all that follow. Keys that expire are the script's as well.
 
-On Redis Cluster, where a script may touch one slot only, the script is called once per row,
-pipelined.
+Redis Cluster is written by `feastpack.cluster_writer`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import count
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import redis
 
+from feastpack.cluster import NotAcknowledgedError, UncoveredSlotsError, send
 from feastpack.columns import PackedRows
 from feastpack.errors import OnlineStoreError
 from feastpack.keys import KeySpace, pattern_of, rows_prefix, schemas_prefix
@@ -79,22 +79,33 @@ def blobs_of(keys: pa.BinaryArray, rows: pa.BinaryArray, rows_per_blob: int) -> 
     keys, rows
         Binary arrays of the same length, without nulls.
     """
+    return blobs_between(keys, rows, _every(rows_per_blob, len(keys)))
+
+
+def blobs_between(
+    keys: pa.BinaryArray, rows: pa.BinaryArray, bounds: Sequence[int]
+) -> Iterator[Blob]:
+    """As `blobs_of`; a blob has the rows between each two bounds."""
     joined = _join(_lengths(keys), keys, _lengths(rows), rows)
-    for first, data in zip(count(0, rows_per_blob), _views(joined, rows_per_blob), strict=False):
-        yield Blob(min(rows_per_blob, len(keys) - first), data)
+    for (first, last), data in zip(pairwise(bounds), _views(joined, bounds), strict=True):
+        yield Blob(last - first, data)
+
+
+def _every(step: int, end: int) -> list[int]:
+    return [*range(0, end, step), end]
 
 
 def _join(*parts: pa.BinaryArray | pa.Scalar) -> pa.BinaryArray:
     return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary()))
 
 
-def _views(joined: pa.BinaryArray, per_view: int) -> Iterator[memoryview]:
-    """Cut an array that was just made into the bytes of so many values each."""
+def _views(joined: pa.BinaryArray, bounds: Sequence[int]) -> Iterator[memoryview]:
+    """Cut an array that was just made into the bytes of the values between each two bounds."""
     _, offset_buffer, data = joined.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)
     view = memoryview(data) if data is not None else memoryview(b"")
-    for first in range(0, len(joined), per_view):
-        yield view[offsets[first] : offsets[min(first + per_view, len(joined))]]
+    for first, last in pairwise(bounds):
+        yield view[offsets[first] : offsets[last]]
 
 
 def _lengths(values: pa.BinaryArray) -> pa.BinaryArray:
@@ -110,7 +121,7 @@ def _inserts(packed: PackedRows, rows_per_part: int) -> Iterator[memoryview]:
     for values in packed:
         length = pc.binary_length(values).cast(pa.string()).cast(pa.binary())
         texts += [dollar, length, end, values, end]
-    return _views(_join(*texts), rows_per_part)
+    return _views(_join(*texts), _every(rows_per_part, len(packed.keys)))
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -233,39 +244,22 @@ class _Stream:
             self._decide(one)
 
 
-def write_each(
-    client: Any,
-    layout: ViewLayout,
-    packed: PackedRows,
-    lifetime: Lifetime,
-    progress: Progress | None,
-    rows_per_batch: int,
-) -> int:
-    """Write on Redis Cluster: one script call per row, pipelined by node."""
-    client.hset(layout.keys.schemas_key, *schema_entry(layout))
-    sha = client.script_load(write_script())
-    written = 0
-    for first in range(0, len(packed.keys), rows_per_batch):
-        keys = packed.keys[first : first + rows_per_batch]
-        singles = blobs_of(keys, packed.rows[first : first + rows_per_batch], 1)
-        with client.pipeline() as pipe:
-            for key, blob in zip(keys.to_pylist(), singles, strict=True):
-                pipe.execute_command("EVALSHA", sha, 1, key, blob.data, 1, *lifetime.arguments())
-            replies = pipe.execute()
-        written += sum(replies)
-        if progress is not None:
-            progress(len(replies))
-    return written
-
-
 def schema_entry(layout: ViewLayout) -> tuple[str, str]:
     """Return field and value under which the view's schema is kept in Redis."""
     return f"{layout.schema.fingerprint:08x}", layout.schema.to_json()
 
 
-def translated(error: redis.exceptions.RedisError, doing: str) -> OnlineStoreError:
+def translated(error: Exception, doing: str) -> OnlineStoreError:
     """Return our error for one of redis-py's."""
-    if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+    if isinstance(error, NotAcknowledgedError):
+        advice = "run it again once the master has its replicas"
+    elif isinstance(error, UncoveredSlotsError | redis.exceptions.ClusterDownError):
+        advice = (
+            "start the node that had the missing slots or a replica of it; if it is gone for good, "
+            "`redis-cli --cluster fix HOST:PORT` gives its slots to others, without their keys: "
+            "then materialize and publish again"
+        )
+    elif isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
         advice = "check that Redis runs at the store's connection_string, then run it again"
     elif isinstance(error, redis.exceptions.OutOfMemoryError):
         advice = "raise Redis' maxmemory, or set key_ttl_seconds or a ttl on the view"
@@ -329,7 +323,4 @@ def _delete_matching(client: Any, pattern: bytes) -> int:
 
 
 def _unlink(client: Any, keys: list[bytes]) -> int:
-    with client.pipeline(transaction=False) as pipe:
-        for key in keys:
-            pipe.unlink(key)
-        return sum(pipe.execute())
+    return sum(send(client, [(key, ("UNLINK", key)) for key in keys]))

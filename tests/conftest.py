@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from feastpack.embedded import EmbeddedRedis
+from feastpack.local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,21 @@ def redis_client(redis_server: EmbeddedRedis) -> Iterator[Any]:
     client.flushall()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def cluster_of_six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A Redis Cluster of three masters with a replica each, one per test process."""
+    with LocalCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(cluster_of_six: LocalCluster) -> LocalCluster:
+    """The process's Redis Cluster, emptied before the test."""
+    for port in cluster_of_six.masters:
+        cluster_of_six.ask(port, "FLUSHALL")
+    return cluster_of_six
 
 
 @pytest.fixture(scope="session")

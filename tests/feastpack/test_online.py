@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import redis
 from feast import FeatureStore, RepoConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -22,7 +18,7 @@ from feast_values import feature_store, packed, stock, user_entity, user_key, us
 from online_shop import NOW, Shop, row, table_of
 
 from feastpack.connection import RedisAddress, resolve_redis
-from feastpack.embedded import EmbeddedRedis, close_shared, find_redis_server
+from feastpack.embedded import EmbeddedRedis, close_shared
 from feastpack.errors import (
     ConnectionStringError,
     OnlineStoreError,
@@ -30,6 +26,7 @@ from feastpack.errors import (
     SchemaError,
     UnsupportedError,
 )
+from feastpack.local_cluster import LocalCluster
 from feastpack.writer import delete_namespace
 
 
@@ -232,33 +229,9 @@ def test_redis_that_is_down_is_said_clearly(tmp_path: Path) -> None:
         shop.write(row(1, 1.0))
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[int]:
-    """A Redis Cluster of one node that holds all slots; its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 40_000 + 10_000  # its bus listens 10,000 higher
-    command = [
-        *(str(find_redis_server()), "--port", str(port), "--cluster-enabled", "yes"),
-        *("--dir", str(tmp_path), "--save", "", "--bind", "127.0.0.1"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    try:
-        deadline = time.monotonic() + 20
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield port
-    finally:
-        client.close()
-        process.terminate()
-        process.wait()
-
-
-def test_redis_cluster(tmp_path: Path, cluster: int) -> None:
-    shop = Shop(tmp_path, cluster, redis_type="redis_cluster")
+def test_redis_cluster(tmp_path: Path, redis_cluster: LocalCluster) -> None:
+    port = redis_cluster.ports[0]
+    shop = Shop(tmp_path, port, redis_type="redis_cluster")
     written = shop.write_arrow(table_of([1, 2, 3], [1.0, 2.0, 3.0], [0, 0, 0]))
     assert written == 3
     shop.write(row(1, 9.0, minutes=-1), row(2, 5.0, minutes=1))
@@ -272,7 +245,7 @@ def test_redis_cluster(tmp_path: Path, cluster: int) -> None:
         return list(rows)
 
     assert asyncio.run(work())[0][1]["x"].double_val == 4.0
-    shop = Shop(tmp_path, cluster, redis_type="redis_cluster")
+    shop = Shop(tmp_path, port, redis_type="redis_cluster")
     shop.store.teardown()
     assert shop.read(1, 2, 3, 4) == [None] * 4
 

@@ -1,4 +1,4 @@
-"""TLS, ACL users, Sentinel and Cluster, each against real servers that the test starts."""
+"""TLS, ACL users and Sentinel, each against real servers that the test starts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import redis
 from feast import FeatureStore
 from feast.types import Float64, Int64, String
 from feast_values import feature_store, user_entity, user_view
-from offline_repository import DRIVER, at, local_store, trip_view, trips, write
 
 from feastpack import FeatureReader
 from feastpack.embedded import find_redis_server
 from feastpack.errors import OnlineStoreError
-from feastpack.keys import KeySpace
 
 USERS = [1, 2, 3]
 FEATURES = ["v:x", "v:n", "v:s"]
@@ -196,60 +193,3 @@ def test_sentinel_and_a_failover(tmp_path: Path, sentinel: tuple[int, int]) -> N
     assert reader.read(FEATURES, {"user_id": USERS}).to_dict()["n"] == USERS
     store.write_to_online_store("v", frame_of([7]))
     assert reader.read(FEATURES, {"user_id": [7]}).to_dict()["s"] == ["s7"]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[list[int]]:
-    """Ports of a Redis Cluster of three masters with a third of the slots each."""
-    ports = [free_port() for _ in range(3)]
-    with ExitStack() as stack:
-        clients: list[Any] = []
-        for number, port in enumerate(ports):
-            options = plain(port, "--cluster-enabled", "yes")
-            stack.enter_context(server(tmp_path / f"node{number}", port, *options))
-            client: Any = redis.Redis(port=port)
-            stack.callback(client.close)
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            slots = range(16384 * number // 3, 16384 * (number + 1) // 3)
-            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-            clients.append(client)
-        for port in ports[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
-
-        def agreed() -> bool:
-            states = [client.execute_command("CLUSTER INFO") for client in clients]
-            return all(
-                state["cluster_state"] == "ok" and state["cluster_known_nodes"] == "3"
-                for state in states
-            )
-
-        wait_for(agreed)
-        yield ports
-
-
-@pytest.mark.slow
-def test_cluster_of_three_masters(tmp_path: Path, cluster: list[int]) -> None:
-    """Reads, writes, materialization and deletion reach all slots."""
-    where = ",".join(f"127.0.0.1:{port}" for port in cluster)
-    settings = {"redis_type": "redis_cluster"}
-    store = store_on(tmp_path, where, **settings)
-    assert_works(store)
-    drivers, offline = 900, tmp_path / "trips.parquet"
-    write(trips([(d, minute, d + minute) for d in range(drivers) for minute in (1, 2)]), offline)
-    online = {"type": "feastpack.PackedRedisOnlineStore", "connection_string": where, **settings}
-    engine = "feastpack.ArrowComputeEngine"
-    batch = local_store(tmp_path, [DRIVER, trip_view(offline)], online=online, engine=engine)
-    batch.materialize(at(0), at(10))
-    counts = []
-    for port in cluster:
-        client: Any = redis.Redis(port=port)
-        pattern = KeySpace("trips", "trips", ()).pattern
-        counts.append(sum(1 for _ in client.scan_iter(pattern, count=1000)))
-        client.close()
-    assert sum(counts) == drivers
-    assert min(counts) > drivers / 5  # they do lie on all three
-    ids = np.random.default_rng(5).permutation(drivers + 10)
-    frame = FeatureReader(batch, registry_ttl_seconds=None).read("trips:rating", {"driver_id": ids})
-    np.testing.assert_array_equal(frame.matrix[:, 0], np.where(ids < drivers, ids + 2.0, np.nan))
-    batch.teardown()
-    assert_works(store)  # another project's rows stay
