@@ -152,7 +152,7 @@ def sentinel(tmp_path: Path) -> Iterator[tuple[int, int]]:
         "sentinel auth-pass feast secret\nsentinel down-after-milliseconds feast 500\n"
         "sentinel failover-timeout feast 3000\n"
     )
-    follows = ["--replicaof", f"127.0.0.1 {master}"]
+    follows = ["--replicaof", "127.0.0.1", str(master)]
     with ExitStack() as stack:
         stack.enter_context(server(tmp_path / "master", master, *plain(master, *secret)))
         stack.enter_context(
