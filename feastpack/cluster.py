@@ -26,6 +26,7 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 from redis._parsers.hiredis import _HiredisParser
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import (
@@ -36,6 +37,7 @@ from redis.exceptions import (
     RedisClusterException,
     TryAgainError,
 )
+from redis.retry import Retry
 
 from feastpack.keys import Keys
 from feastpack.wire import get_commands
@@ -137,6 +139,33 @@ class ClusterClient(RedisCluster):
             if missing:
                 return UncoveredSlotsError(f"no master has the slots {missing}, says {node.name}")
         return redis.exceptions.ConnectionError(str(error))
+
+    def limit_waiting(self, seconds: float) -> None:
+        """Give every answer of a node a deadline; after a failure, try once more and at once.
+
+        Parameters
+        ----------
+        seconds
+            For connecting, and again for each answer.
+        """
+        limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+        self.nodes_manager.connection_kwargs.update(limits)
+        for node in self.nodes_manager.nodes_cache.values():
+            pool: Any = self.get_redis_connection(node).connection_pool
+            pool.connection_kwargs.update(limits)
+            pool.reset()
+        self.set_retry(Retry(NoBackoff(), retries=1))
+
+    def is_whole(self) -> bool:
+        """Whether every master answers and says that all slots have one.
+
+        Raises
+        ------
+        redis.exceptions.RedisError
+            If one does not answer.
+        """
+        states: Any = self.cluster_info(target_nodes=RedisCluster.PRIMARIES)
+        return all(state["cluster_state"] == "ok" for state in states.values())
 
     def fetch(self, keys: Sequence[Keys]) -> list[bytes | None]:
         """Return the values of all keys, None where there is none.
@@ -422,6 +451,14 @@ def send(client: Any, commands: Iterable[tuple[bytes | str, Sequence[Any]]]) -> 
             pipe.execute_command(*command)
         answers: list[Any] = pipe.execute()
     return answers
+
+
+def nodes_of(client: Any) -> list[Any]:
+    """Return a client of each server that holds keys: of each master, or the one there is."""
+    if not isinstance(client, ClusterClient):
+        return [client]
+    masters = client.nodes_manager.get_nodes_by_server_type("primary")
+    return [client.get_redis_connection(node) for node in masters]
 
 
 def _slots_without_master(node: ClusterNode) -> str:

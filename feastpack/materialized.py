@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from feastpack.cluster import send
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -44,7 +46,7 @@ def write_materialized(
     if before is not None and before.newest_event is not None:
         newest = before.newest_event if newest is None else max(newest, before.newest_event)
     value = [_micros(until), None if newest is None else _micros(newest)]
-    client.hset(key, view, json.dumps(value))
+    send(client, [(key, ("HSET", key, view, json.dumps(value)))])
 
 
 def read_materialized(client: Any, project: str, namespace: str) -> dict[str, Materialized]:

@@ -317,10 +317,11 @@ def _delete_matching(client: Any, pattern: bytes) -> int:
     for key in client.scan_iter(match=pattern, count=_SCAN_STEP):
         batch.append(key)
         if len(batch) == _SCAN_STEP:
-            deleted += _unlink(client, batch)
+            deleted += unlink(client, batch)
             batch = []
-    return deleted + _unlink(client, batch)
+    return deleted + unlink(client, batch)
 
 
-def _unlink(client: Any, keys: list[bytes]) -> int:
+def unlink(client: Any, keys: Sequence[bytes]) -> int:
+    """Delete keys with one round trip; return how many there were."""
     return sum(send(client, [(key, ("UNLINK", key)) for key in keys]))

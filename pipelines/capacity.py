@@ -7,15 +7,15 @@ model is linear: bytes of a kind of key = (bytes of it now / entities now) * ent
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import redis
 from feast import FeatureStore
 from rich.console import Console
 from rich.table import Table
 
+from feastpack.cluster import nodes_of
 from feature_repo.dataset import Dataset
 from feature_repo.workspace import Workspace
 from pipelines.errors import MissingStepError
@@ -125,9 +125,7 @@ def capacity(settings: CapacitySettings, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def measure(
-    client: redis.Redis, store: FeatureStore, users: int, posts: int, sample: int
-) -> Measured:
+def measure(client: Any, store: FeatureStore, users: int, posts: int, sample: int) -> Measured:
     """Draw keys by chance and sort them into kinds.
 
     Parameters
@@ -140,19 +138,13 @@ def measure(
     MissingStepError
         If there is nothing in Redis.
     """
-    total = int(cast(Any, client.dbsize()))
+    nodes = nodes_of(client)
+    held = [int(node.dbsize()) for node in nodes]
+    total = sum(held)
     entities = {view.name: _entity_of(view) for view in store.list_feature_views()}
-    with client.pipeline(transaction=False) as pipe:
-        for _ in range(sample):
-            pipe.randomkey()
-        keys = [key for key in pipe.execute() if key is not None]
-        for key in keys:
-            pipe.memory_usage(key)
-        sizes = pipe.execute()
     drawn: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for key, size in zip(keys, sizes, strict=True):
-        # A key may have expired in between.
-        if size is not None:
+    for node, count in zip(nodes, held, strict=True):
+        for key, size in _draw(node, math.ceil(sample * count / max(total, 1))):
             drawn[_kind_of(key, store.project, entities)].append(size + BUCKET_BYTES)
     count = sum(map(len, drawn.values()))
     if count == 0:
@@ -164,6 +156,20 @@ def measure(
         for (name, entity), sizes in sorted(drawn.items())
     }
     return Measured(users, posts, kinds)
+
+
+def _draw(node: Any, sample: int) -> Iterator[tuple[bytes, int]]:
+    """Yield keys of a node drawn by chance, each with its bytes."""
+    with node.pipeline(transaction=False) as pipe:
+        for _ in range(sample):
+            pipe.randomkey()
+        keys = [key for key in pipe.execute() if key is not None]
+        for key in keys:
+            pipe.memory_usage(key)
+        for key, size in zip(keys, pipe.execute(), strict=True):
+            # A key may have expired in between.
+            if size is not None:
+                yield key, size
 
 
 def plan(measured: Measured, settings: CapacitySettings) -> Plan:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import redis
 from feast import FeatureStore
 from rich.console import Console
 from rich.markup import escape
 
+from feastpack.cluster import ClusterClient, nodes_of
 from feastpack.embedded import find_redis_server
 from feastpack.errors import FeastpackError
 from feature_repo.contract import registered_contract
@@ -140,6 +142,22 @@ def _view(age: ViewAge) -> Finding:
     return Finding(age.view, found, "" if told else "run `feastrank materialize`")
 
 
+def _online_store(client: Any) -> Finding:
+    nodes = nodes_of(client)
+    servers = [node.info("server") for node in nodes]
+    told = f"Redis {servers[0]['redis_version']}, port {servers[0]['tcp_port']}"
+    if not isinstance(client, ClusterClient):
+        return Finding("online store", told)
+    replicas = min(node.info("replication")["connected_slaves"] for node in nodes)
+    told = f"Redis {servers[0]['redis_version']}, Cluster of {len(nodes)} masters, each with "
+    told += f"{replicas} or more replicas"
+    if not client.is_whole():
+        return Finding("online store", told, "slots have no master: `redis-cli --cluster check`")
+    lacks = replicas < client.wait_for_replicas
+    asked = f"wait_for_replicas is {client.wait_for_replicas}: writes are refused until they do"
+    return Finding("online store", told, f"masters lack replicas; {asked}" if lacks else "")
+
+
 def _online(workspace: Workspace) -> Iterator[Finding]:
     if not workspace.feature_store_yaml.exists():
         yield Finding("feature store", "not applied", "run `feastrank apply`")
@@ -147,8 +165,7 @@ def _online(workspace: Workspace) -> Iterator[Finding]:
     store = open_store(workspace)
     try:
         client = redis_of(store)
-        info = client.info("server")
-        yield Finding("online store", f"Redis {info['redis_version']}, port {info['tcp_port']}")
+        yield _online_store(client)
     except (redis.RedisError, FeastpackError) as error:
         yield Finding("online store", f"no answer: {error}", "start Redis, or check REDIS_URL")
     try:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from feature_repo import workspace
+from pipelines.cluster_settings import ClusterSettings
 from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
 from pipelines.features.text_encoders import EMBEDDED_MODEL, Pooling
 from serving.settings import HttpSettings
@@ -76,7 +77,7 @@ class CapacitySettings(DatasetSettings):
     )
 
 
-class JobSettings(DatasetSettings):
+class JobSettings(ClusterSettings, DatasetSettings):
     """Settings of the main job; every step takes the same ones, so that results agree."""
 
     profile: Literal["one-machine", "spark"] = Field(

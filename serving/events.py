@@ -2,8 +2,9 @@
 
 One script in Redis keeps a batch of events: it appends them to a stream, which `feastrank drain`
 moves into the lake, and to the recent events of their users, which the next request reads. An id
-that was kept before is not kept again. All keys carry one hash tag, so that the script also runs
-on a Redis Cluster.
+that was kept before is not kept again. What the script changes together has to lie together: on a
+Redis Cluster all keys of a space carry one hash tag, and so are on one node. Lists, histories and
+feature rows carry none.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import redis
 
+from feastpack.cluster import ClusterClient
 from serving.errors import EventsRefusedError
 from serving.event_rules import EventRules
 from serving.history import MAX_RECENT, RECORD, recent_key
@@ -147,7 +149,8 @@ class EventLog:
         self._rules = rules
         self._users, self._posts = users, posts
         self._room = room
-        self._script = client.register_script(_SCRIPT.read_text(encoding="utf-8"))
+        self._text = _SCRIPT.read_text(encoding="utf-8")
+        self._script = client.register_script(self._text)
 
     def keep(self, events: Sequence[Event], moment: datetime) -> list[Outcome]:
         """Keep events: once this returns, those accepted are in the stream and in effect.
@@ -203,7 +206,11 @@ class EventLog:
             digest = hashlib.blake2b(event.stored.event_id.encode(), digest_size=16).digest()
             arguments += [digest, event.record, event.stored.to_json()]
         try:
-            answer = self._script(keys=keys, args=arguments)
+            if isinstance(self._client, ClusterClient):
+                call = ("EVAL", self._text, len(keys), *keys, *arguments)
+                (answer,) = self._client.send([(self._keys.stream, call)])
+            else:
+                answer = self._script(keys=keys, args=arguments)
         except redis.exceptions.RedisError as error:
             raise EventsRefusedError("events_unavailable", f"keeping events: {error}") from error
         if answer is None:

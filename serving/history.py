@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import redis
 from numpy.typing import NDArray
 
-from serving.lists import SourceList, key_prefix, pack, unpack
+from serving.lists import SourceList, key_prefix, pack, unpack, write_values
 
 MAX_LIKED = 500
 """Liked posts of the past that are kept for a user; the latest ones."""
@@ -25,7 +24,6 @@ MAX_RECENT = 512
 RECORD = np.dtype([("post_id", "<i4"), ("time_us", "<i8"), ("weight", "<f4")])
 """One recent event: 16 bytes. Its weight is 0 unless it is positive."""
 
-_BATCH = 2_000
 Ids = NDArray[np.int64]
 
 
@@ -112,19 +110,11 @@ def unpack_past(value: bytes | None) -> Past:
 
 
 def write_pasts(
-    client: redis.Redis, project: str, generation: str, pasts: Iterable[tuple[int, Past]]
+    client: Any, project: str, generation: str, pasts: Iterable[tuple[int, Past]]
 ) -> Iterator[int]:
     """Write the past of many users; yield the number written after every batch."""
-    pipeline: Any = client.pipeline(transaction=False)
-    written = 0
-    for user_id, past in pasts:
-        pipeline.set(past_key(project, generation, user_id), pack_past(past))
-        written += 1
-        if written % _BATCH == 0:
-            pipeline.execute()
-            yield written
-    pipeline.execute()
-    yield written
+    values = ((past_key(project, generation, user), pack_past(past)) for user, past in pasts)
+    return write_values(client, values)
 
 
 def history_of(past: Past, recent: bytes | None) -> History:

@@ -9,11 +9,15 @@ place. Lists belong to a generation (the published bundle's id), so that readers
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
+
+from feastpack.cluster import send
+from feastpack.writer import unlink
 
 _BATCH = 2_000
 _MAX_LENGTH = 65_535
@@ -97,23 +101,25 @@ def _id_type(form: int) -> np.dtype[Any]:
 
 
 def write_lists(
-    client: redis.Redis,
+    client: Any,
     prefix: str,
     lists: Iterable[tuple[int, Sequence[SourceList]]],
     *,
     with_scores: bool = True,
 ) -> Iterator[int]:
     """Write lists of many users, as `pack` does; yield the number written after every batch."""
-    pipeline = client.pipeline(transaction=False)
+    values = ((f"{prefix}{user}", pack(one, with_scores=with_scores)) for user, one in lists)
+    return write_values(client, values)
+
+
+def write_values(client: Any, values: Iterable[tuple[str, bytes]]) -> Iterator[int]:
+    """Write keys with their values; yield the number written after every batch."""
     written = 0
-    for user_id, sources in lists:
-        pipeline.set(f"{prefix}{user_id}", pack(sources, with_scores=with_scores))
-        written += 1
-        if written % _BATCH == 0:
-            pipeline.execute()
-            yield written
-    pipeline.execute()
-    yield written
+    rest = iter(values)
+    while batch := list(islice(rest, _BATCH)):
+        send(client, [(key, ("SET", key, value)) for key, value in batch])
+        written += len(batch)
+        yield written
 
 
 def read_list(client: redis.Redis, prefix: str, user_id: int, sources: int) -> list[SourceList]:
@@ -136,8 +142,6 @@ def delete_generations(client: Any, project: str, keep: Iterable[str]) -> int:
         if not key.startswith(kept):
             batch.append(key)
         if len(batch) == _BATCH:
-            deleted += client.unlink(*batch)
+            deleted += unlink(client, batch)
             batch.clear()
-    if batch:
-        deleted += client.unlink(*batch)
-    return deleted
+    return deleted + unlink(client, batch)

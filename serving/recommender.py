@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import redis
 from feast import FeatureStore
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from serving.assembly import Assembler, Inputs
 from serving.bundle import Manifest, open_current, whole_files
 from serving.candidates import Candidates, union
 from serving.catalogue import Catalogue
-from serving.connection import limit_waiting
+from serving.connection import is_reachable, limit_waiting
 from serving.errors import BundleError, ContractError, NotAssembledError, OnlineStateError
 from serving.event_rules import EventRules
 from serving.events import Event, EventLog, Outcome
@@ -273,10 +272,7 @@ class Recommender:
 
     def is_redis_reachable(self) -> bool:
         """Whether Redis answers within the deadline."""
-        try:
-            return bool(self._redis.ping())
-        except redis.exceptions.RedisError:
-            return False
+        return is_reachable(self._redis)
 
     def _report(self, error: OnlineStateError | None) -> None:
         """Log when answers begin and cease to be degraded, not every one in between."""

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 from feast.protos.feast.core.Registry_pb2 import Registry
 
+from feastpack.cluster import send
 from feastpack.writer import delete_namespace
 from pipelines.job.context import Context, Progresses, moment_of, open_store
 from pipelines.job.published_gates import judge_online
@@ -44,7 +45,7 @@ def run(context: Context) -> StepRecord:
 
     def work(bars: Progresses) -> Mapping[str, Any]:
         # Not before it is true: a killed run leaves no marker, and the next one writes again.
-        redis.set(marker, "")
+        send(redis, [(marker, ("SET", marker, ""))])
         delete_namespace(redis, context.dataset.name, namespace)
         registry.write_bytes(_never_materialized(context.workspace.registry.read_bytes()))
         staged = staged_store(store, registry, namespace)
@@ -56,7 +57,7 @@ def run(context: Context) -> StepRecord:
                 staged.materialize(begin, moment, feature_views=[view])
             bar(done, len(views))
         judge_online(context, staged, staged.list_feature_views(), moment)
-        redis.set(marker, key)
+        send(redis, [(marker, ("SET", marker, key))])
         return {
             "as_of": None if live else moment.isoformat(),
             "moment": moment.isoformat(),

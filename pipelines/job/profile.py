@@ -5,6 +5,7 @@ which `feastrank apply` writes the dataset's own. Nothing else of a job depends 
 backend of the feature expressions.
 """
 
+import json
 import re
 from typing import Any
 
@@ -20,14 +21,24 @@ from pipelines.job.context import FEATURE_REPO, Context
 from pipelines.settings import JobSettings
 
 _CONFIGURATIONS = {"one-machine": "feature_store.yaml", "spark": "feature_store.spark.yaml"}
+_WHERE_REDIS_IS = r"(?m)^(  # REDIS_URL .*\n)?  connection_string: embedded:.*$"
 
 
 def configuration_template(settings: JobSettings) -> str:
-    """Return the text of the profile's configuration, with the master that is asked for."""
+    """Return the text of the profile's configuration, with the master and Redis asked for."""
     path = FEATURE_REPO / _CONFIGURATIONS[settings.profile]
     text = path.read_text(encoding="utf-8")
     master = f"    spark.master: {yaml.safe_dump(settings.spark_master).splitlines()[0]}"
-    return re.sub(r"(?m)^    spark\.master: .*$", lambda _: master, text)
+    text = re.sub(r"(?m)^    spark\.master: .*$", lambda _: master, text)
+    if settings.redis_cluster is None:
+        return text
+    lines = {
+        "redis_type": "redis_cluster",
+        "connection_string": json.dumps(settings.redis_cluster),
+        "wait_for_replicas": settings.wait_for_replicas,
+    }
+    cluster = "\n".join(f"  {name}: {value}" for name, value in lines.items())
+    return re.sub(_WHERE_REDIS_IS, lambda _: cluster, text)
 
 
 def spark_settings(settings: JobSettings) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from feastpack.cluster import send
 from feastpack.writer import delete_namespace
 from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import TEXT_EMBEDDING, has_created_time
@@ -148,7 +149,8 @@ class _Publication:
         for done in write_pasts(self.redis, name, self.generation, pasts(interactions)):
             histories(done, len(interactions.user_ids))
         judge_lists(self.context, self.redis, self.prefix, users.sort().to_numpy())
-        self.redis.set(f"{self.prefix}{COMPLETE}", len(users))
+        complete = f"{self.prefix}{COMPLETE}"
+        send(self.redis, [(complete, ("SET", complete, len(users)))])
         previous = current_generation(self.context.workspace.bundles)
         publish(
             self.context.workspace.bundles,

@@ -14,6 +14,7 @@ from feast import FeatureStore, FeatureView
 from numpy.typing import NDArray
 
 from feastpack import FeatureReader
+from feastpack.lookup import fetch
 from feature_repo.definitions.entities import key_of
 from pipelines.job.context import Context
 from pipelines.job.gates import judge
@@ -82,7 +83,8 @@ def judge_lists(context: Context, redis: Any, prefix: str, users: NDArray[np.int
     rows = []
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
-        for user, value in zip(batch, redis.mget([f"{prefix}{u}" for u in batch]), strict=True):
+        keys = pa.array([f"{prefix}{user}" for user in batch], pa.binary())
+        for user, value in zip(batch, fetch(redis, [keys]), strict=True):
             if value is not None:
                 rows.append((int(user), *_list_faults(value, len(context.sources), posts)))
     names = ("user_id", "posts", "repeated", "unknown", "not_finite")
