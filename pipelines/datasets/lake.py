@@ -32,6 +32,7 @@ from feature_repo.dataset import Dataset
 from pipelines.datasets import commit
 from pipelines.datasets.expressions import literal, quoted
 from pipelines.datasets.lake_state import (
+    check_readable,
     events_rules,
     followed_table,
     read_state,
@@ -162,8 +163,14 @@ def read_before(dataset: Dataset, lake: Path) -> Before:
     """Return what the lake's earlier ingests read from databases.
 
     Nothing if the description reads events in another way now, or from another place.
+
+    Raises
+    ------
+    LakeError
+        If a file of the lake is damaged.
     """
     recover(lake)
+    check_readable(lake)
     known = read_state(lake)
     followed = known.get("followed", {})
     same = followed.get("source") == followed_table(dataset)

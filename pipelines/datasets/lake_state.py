@@ -13,11 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from feature_repo.dataset import Dataset
 from pipelines.datasets.normalise import RawTables
+from pipelines.errors import LakeError
 
 _STATE = "lake.json"
 
@@ -26,6 +29,18 @@ def read_state(lake: Path) -> dict[str, Any]:
     """Return what the lake remembers; nothing if there is no lake."""
     path = lake / _STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def check_readable(lake: Path) -> None:
+    """Raise `LakeError` if a file has lost its end, where parquet says what is in it."""
+    for path in sorted(lake.rglob("*.parquet")):
+        try:
+            pq.read_metadata(path)
+        except pa.ArrowInvalid as error:
+            raise LakeError(
+                f"{path}: it is damaged ({error}); restore the lake from a copy, or remove its "
+                "folder and run `feastrank ingest` on the whole source"
+            ) from error
 
 
 def last_event(lake: Path) -> datetime | None:

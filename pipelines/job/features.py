@@ -33,6 +33,7 @@ from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Context, Progresses
 from pipelines.job.gates import judge
 from pipelines.job.ingest import base_folder
+from pipelines.job.lake_gate import judge_lake
 from pipelines.job.profile import expression_backend, require_profile
 from pipelines.settings import JobSettings
 from pipelines.steps import StepRecord, code_key, content_key
@@ -64,7 +65,12 @@ def run(context: Context) -> StepRecord:
     outputs = [context.workspace.features]
     if context.dataset.has_text:
         outputs.append(context.workspace.reports / CLUSTERS_PAGE)
-    return context.step(NAME, key, outputs, lambda bars: compute(context, bars))
+
+    def work(bars: Progresses) -> Mapping[str, Any]:
+        judge_lake(context)
+        return compute(context, bars)
+
+    return context.step(NAME, key, outputs, work)
 
 
 def text_model_of(settings: JobSettings) -> TextModel:
