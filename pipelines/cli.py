@@ -137,6 +137,12 @@ COMMANDS = {
         "pipelines.settings:DatasetSettings",
         "pipelines.commands:rollback",
     ),
+    "fetch": Command(
+        "Bring what was published last to object storage into the state folder.",
+        "pipelines.settings:DatasetSettings",
+        "pipelines.commands:fetch",
+        is_exclusive=True,
+    ),
     "feed": Command(
         "Top 5 of all posts for users at moments, by rankers that learnt on impressions.",
         "pipelines.settings:FeedSettings",

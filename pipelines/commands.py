@@ -11,7 +11,7 @@ from feastpack.embedded import stop as stop_server
 from feature_repo.dataset import Dataset
 from feature_repo.workspace import Workspace
 from pipelines.datasets.propose import propose
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, StorageError
 from pipelines.evaluation.report import metrics_console
 from pipelines.job import apply as apply_step
 from pipelines.job import context as job
@@ -34,6 +34,7 @@ from pipelines.settings import (
     RecommendSettings,
     TuneSettings,
 )
+from pipelines.storage.mirror import Mirror
 from serving.answer import Answer
 from serving.recommender import Recommender
 
@@ -152,12 +153,35 @@ def rollback(settings: DatasetSettings, console: Console) -> None:
     dataset = Dataset.read(job.description_path(settings))
     workspace = Workspace(settings.home.resolve(), dataset.name)
     start = time.perf_counter()
-    left, manifest = publish_step.roll_back(workspace)
+    mirror = Mirror.of(workspace, settings.storage)
+    left, manifest = publish_step.roll_back(workspace, mirror)
     console.print(
         f"generation {manifest.generation} of {manifest.created} is served again after "
         f"{time.perf_counter() - start:.2f} s, instead of {left}, which is kept until the "
         "next publication. `feastrank run` publishes what its inputs make: change what was wrong "
         "first.",
+        highlight=False,
+    )
+
+
+def fetch(settings: DatasetSettings, console: Console) -> None:
+    """Make the state folder what was published last to object storage."""
+    dataset = Dataset.read(job.description_path(settings))
+    workspace = Workspace(settings.home.resolve(), dataset.name)
+    mirror = Mirror.of(workspace, settings.storage)
+    if mirror is None:
+        raise PipelineError("fetch: --storage is missing; pass s3://BUCKET/PREFIX")
+    start = time.perf_counter()
+    fetched, latest = mirror.bring_up_to_date(), mirror.latest()
+    if latest is None:
+        raise StorageError(f"{mirror.url}: nothing is published; run `feastrank run` with it")
+    size = sum(one.bytes for one in latest.files.values())
+    console.print(
+        f"{workspace.root}: publication {latest.number} of {mirror.url}, generation "
+        f"{latest.generation} of {latest.published}, {len(latest.files):,} files, "
+        f"{size / 1e6:,.1f} MB, "
+        + ("was here already" if fetched is None else "fetched")
+        + f" ({time.perf_counter() - start:.1f} s)",
         highlight=False,
     )
 

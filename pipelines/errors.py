@@ -20,6 +20,8 @@
     ├── FeatureError        features that cannot be computed
     ├── ConversionError     a table of posts from which no conversion can be learned
     ├── BusyError           another run changes the same state; try again when it has ended
+    │   └── PublishedElsewhereError  another machine has published since this one last looked
+    ├── StorageError        object storage that does not answer, refuses, or holds damaged files
     ├── SimulationError     a feed that cannot be simulated, or whose truth cannot be read
     └── MissingStepError    a step whose forerunner has not been run
 """
@@ -31,6 +33,14 @@ class PipelineError(Exception):
 
 class BusyError(PipelineError):
     """Another run changes the same state; the same command may be tried again later."""
+
+
+class PublishedElsewhereError(BusyError):
+    """Another state folder has published to the same object storage; nothing was changed there."""
+
+
+class StorageError(PipelineError):
+    """Object storage that does not answer, refuses, or holds something else than was written."""
 
 
 class FetchError(PipelineError):

@@ -37,6 +37,15 @@ def held(path: Path, busy: Callable[[str], Exception], note: str = "") -> Iterat
 
 
 @contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made if there is none; wait while another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def only_run(dataset: str, root: Path, command: str) -> Iterator[None]:
     """Be the only run that changes a dataset's state.
 

@@ -49,6 +49,12 @@ class DatasetSettings(CommandSettings):
     home: Path = Field(
         default_factory=workspace.home, description="State folder, shared by all datasets."
     )
+    storage: str | None = Field(
+        None,
+        pattern=r"^s3://[^/]+(/.*)?$",
+        description="Object storage, as s3://BUCKET or s3://BUCKET/PREFIX, that is published to "
+        "and taken from (docs/scale.md); by default nothing leaves the state folder.",
+    )
 
 
 class CapacitySettings(DatasetSettings):

@@ -98,6 +98,7 @@ def publish(
     write_files: Callable[[Path], None],
     make_manifest: Callable[[dict[str, str]], Manifest],
     judge: Callable[[Path, Manifest], None] = lambda folder, manifest: None,
+    announce: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a generation and make it the current one.
 
@@ -109,6 +110,9 @@ def publish(
         Makes the manifest from the files' checksums.
     judge
         Raises if the staged folder must not be published; the current generation then stays.
+    announce
+        Called when the folder is in its place, before it becomes the current one; raises if it
+        must not.
     """
     bundles.mkdir(parents=True, exist_ok=True)
     staging = bundles / f".staging-{generation}"
@@ -126,11 +130,13 @@ def publish(
     if current_generation(bundles) == generation and _is_whole(final):
         # Equal ids have equal contents, and what is being read must not be away for a moment.
         shutil.rmtree(staging)
+        announce()
         return final
     _to_disk(staging)
     shutil.rmtree(final, ignore_errors=True)
     staging.rename(final)
-    _point_to(bundles, generation)
+    announce()
+    point_to(bundles, generation)
     return final
 
 
@@ -142,12 +148,26 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _point_to(bundles: Path, generation: str) -> None:
+def point_to(bundles: Path, generation: str) -> None:
+    """Make a generation that is there the current one."""
     partial = bundles / f".{CURRENT}.tmp"
     partial.write_text(generation, encoding="utf-8")
     _flush(partial)
     partial.replace(bundles / CURRENT)
     _flush(bundles)
+
+
+def switch_namespace(path: Path, namespace: str) -> None:
+    """Let Feast's own commands, and whoever reads through Feast, see what is served.
+
+    Parameters
+    ----------
+    path
+        The file that `feature_store.yaml` names (`Workspace.online_namespace`).
+    """
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(namespace, encoding="utf-8")
+    partial.replace(path)
 
 
 def _to_disk(folder: Path) -> None:
@@ -238,13 +258,19 @@ def whole_files(folder: Path, manifest: Manifest, names: Iterable[str]) -> dict[
     }
 
 
-def roll_back(bundles: Path, missing: Callable[[Manifest], str | None]) -> tuple[str, Manifest]:
+def roll_back(
+    bundles: Path,
+    missing: Callable[[Manifest], str | None],
+    announce: Callable[[str], None] = lambda generation: None,
+) -> tuple[str, Manifest]:
     """Make the generation before the current one current again; nothing else is touched.
 
     Parameters
     ----------
     missing
         Says what of a generation is not complete in Redis, None if nothing is missing.
+    announce
+        Called with the generation before it becomes the current one; raises if it must not.
 
     Returns
     -------
@@ -271,7 +297,8 @@ def roll_back(bundles: Path, missing: Callable[[Manifest], str | None]) -> tuple
             f"bundle {previous}: its {lacking} are not complete in Redis, so it could not "
             f"answer; {current} stays published. Run `feastrank run` to publish another one"
         )
-    _point_to(bundles, previous)
+    announce(previous)
+    point_to(bundles, previous)
     return current, manifest
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis
+from s3_server import S3Server
 
 from feastpack.embedded import EmbeddedRedis
 from feastpack.local_cluster import LocalCluster
@@ -63,3 +64,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server with an empty bucket, to which the environment points."""
+    pytest.importorskip("localbucket")
+    folder = tmp_path / "s3"
+    folder.mkdir()
+    with S3Server(folder) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -19,6 +19,7 @@ from feature_repo.workspace import Workspace
 from pipelines.errors import MissingStepError
 from pipelines.settings import DatasetSettings, JobSettings
 from pipelines.steps import Ledger, StepRecord
+from pipelines.storage.mirror import Mirror
 
 FEATURE_REPO = DEFAULT_DATASET.parents[1]
 STEPS = ("ingest", "features", "apply", "train", "evaluate", "materialize", "publish")
@@ -70,6 +71,11 @@ class Context:
     def impression_log(self) -> Path:
         """The folder of the impression log."""
         return self.settings.impression_log or self.workspace.impressions
+
+    @property
+    def mirror(self) -> Mirror | None:
+        """The dataset's publications in object storage; None if none is named."""
+        return Mirror.of(self.workspace, self.settings.storage)
 
     def trained(self) -> StepRecord:
         """Return the record of the step train.

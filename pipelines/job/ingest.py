@@ -31,6 +31,7 @@ NAME = "ingest"
 
 def run(context: Context) -> StepRecord:
     """Bring the dataset into the lake, unless neither source nor description changed."""
+    _begin_from_published(context)
     recover(context.workspace.lake)
     base, suites = base_folder(context), suites_file(context)
     key = content_key(
@@ -53,6 +54,18 @@ def run(context: Context) -> StepRecord:
     return context.step(
         NAME, key, [context.workspace.lake], lambda bars: _ingest(context, base, bars)
     )
+
+
+def _begin_from_published(context: Context) -> None:
+    """Fetch what another state folder has published to object storage, if one is named."""
+    mirror = context.mirror
+    fetched = None if mirror is None else mirror.bring_up_to_date()
+    if mirror is not None and fetched is not None:
+        context.console.print(
+            f"publication {fetched.number} of {mirror.url} fetched: generation "
+            f"{fetched.generation} of {fetched.published}",
+            highlight=False,
+        )
 
 
 def base_folder(context: Context) -> Path:

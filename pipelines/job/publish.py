@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +34,9 @@ from pipelines.job.train import TrainingFiles
 from pipelines.monitoring import drift
 from pipelines.monitoring.overview import note_publication
 from pipelines.steps import StepRecord, code_key, content_key
+from pipelines.storage.mirror import Mirror
 from serving import bundle
-from serving.bundle import Manifest, current_generation, publish
+from serving.bundle import Manifest, current_generation, publish, switch_namespace
 from serving.errors import BundleError
 from serving.event_rules import EventRules
 from serving.history import write_pasts
@@ -77,16 +79,23 @@ def run(context: Context) -> StepRecord:
     )
 
 
-def roll_back(workspace: Workspace) -> tuple[str, Manifest]:
+def roll_back(workspace: Workspace, mirror: Mirror | None = None) -> tuple[str, Manifest]:
     """Serve the generation before the current one; see `serving.bundle.roll_back`.
 
     Its lists and the online features that it was published with are served again.
 
+    Parameters
+    ----------
+    mirror
+        Object storage that it is published to again; None: there is none.
+
     Raises
     ------
-    MissingStepError, serving.errors.BundleError
+    MissingStepError, serving.errors.BundleError, StorageError, PublishedElsewhereError
         If there is nothing to go back to; the current generation stays.
     """
+    if mirror is not None:
+        mirror.check()
     redis = redis_of(open_store(workspace))
 
     def missing(manifest: Manifest) -> str | None:
@@ -96,16 +105,11 @@ def roll_back(workspace: Workspace) -> tuple[str, Manifest]:
             return "online features"
         return None
 
-    left, manifest = bundle.roll_back(workspace.bundles, missing)
-    _switch_namespace(workspace, manifest.namespace)
+    announce = (lambda generation: None) if mirror is None else mirror.point_back
+    with nullcontext() if mirror is None else mirror.bundles_held():
+        left, manifest = bundle.roll_back(workspace.bundles, missing, announce)
+        switch_namespace(workspace.online_namespace, manifest.namespace)
     return left, manifest
-
-
-def _switch_namespace(workspace: Workspace, namespace: str) -> None:
-    """Let Feast's own commands, and whoever reads through Feast, see what is served."""
-    partial = workspace.online_namespace.with_name(f".{workspace.online_namespace.name}.tmp")
-    partial.write_text(namespace, encoding="utf-8")
-    partial.replace(workspace.online_namespace)
 
 
 class _Publication:
@@ -123,6 +127,7 @@ class _Publication:
         self.fresh: dict[str, CandidateGenerator] = {}
         self.indexes: dict[str, dict[str, Any]] = {}
         self.segments: tuple[str, list[dict[str, Any]]] | None = None
+        self.mirror = context.mirror
 
     def is_current(self) -> bool:
         """Whether the generation is the published one and its lists are in Redis."""
@@ -132,10 +137,13 @@ class _Publication:
             and self.redis.get(f"{self.prefix}{COMPLETE}") is not None
             and switched.exists()
             and switched.read_text(encoding="utf-8") == self.namespace
+            and (self.mirror is None or self.mirror.is_published(self.generation))
         )
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
         """Write lists first and the pointer last: until then nobody reads this generation."""
+        if self.mirror is not None:
+            self.mirror.check()
         drift.gate(self.context)
         columns = ("user_id", "post_id", "event_time", "weight")
         interactions = Interactions.from_table(read_events(self.context.workspace.lake, *columns))
@@ -151,23 +159,34 @@ class _Publication:
         judge_lists(self.context, self.redis, self.prefix, users.sort().to_numpy())
         complete = f"{self.prefix}{COMPLETE}"
         send(self.redis, [(complete, ("SET", complete, len(users)))])
+        with nullcontext() if self.mirror is None else self.mirror.bundles_held():
+            self._publish(strangers)
+        return {
+            "generation": self.generation,
+            "summary": f"generation {self.generation}: lists of {len(users):,} users, "
+            "ranker and manifest",
+        }
+
+    def _publish(self, strangers: pa.Table) -> None:
+        """Publish the bundle, here and in object storage; remove what nobody reads any more."""
         previous = current_generation(self.context.workspace.bundles)
+
+        def announce() -> None:
+            if self.mirror is not None:
+                self.mirror.publish(self.generation, self._kept(previous))
+
         publish(
             self.context.workspace.bundles,
             self.generation,
             lambda folder: self._write_files(folder, strangers),
             self._manifest,
             lambda folder, manifest: judge_files(self.context, folder, manifest),
+            announce,
         )
-        _switch_namespace(self.context.workspace, self.namespace)
+        switch_namespace(self.context.workspace.online_namespace, self.namespace)
         self._note_materialization()
         note_publication(self.context.workspace, bundle.read_manifest(self.folder))
         self._collect(previous)
-        return {
-            "generation": self.generation,
-            "summary": f"generation {self.generation}: lists of {len(users):,} users, "
-            "ranker and manifest",
-        }
 
     def _note_materialization(self) -> None:
         """Tell the registry until when views are materialized, as `feast materialize` does."""

@@ -1,0 +1,1 @@
+"""What a dataset has published, kept in object storage: see `pipelines.storage.publications`."""
