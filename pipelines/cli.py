@@ -160,7 +160,7 @@ COMMANDS = {
     ),
     "simulate": Command(
         "A social feed of any size with a known taste: tables, description, truth.",
-        "pipelines.settings:SimulateSettings",
+        "pipelines.simulation.settings:SimulateSettings",
         "pipelines.simulation.command:simulate_feed",
     ),
     "conversion": Command(

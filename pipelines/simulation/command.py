@@ -6,7 +6,7 @@ from functools import partial
 from rich.console import Console
 
 from pipelines.job.context import Bar, progress_bars
-from pipelines.settings import SimulateSettings
+from pipelines.simulation.settings import SimulateSettings
 from pipelines.simulation.simulate import Load, SimulatedFeed, Size, simulate
 from pipelines.simulation.truth import SHOWN
 
