@@ -1,5 +1,6 @@
 """The recommender of the published generation, exchanged while requests are answered."""
 
+import atexit
 import gc
 import logging
 import threading
@@ -120,6 +121,10 @@ class PublishedRecommender:
     def _watch(self) -> None:
         while not self._stop.wait(self._check_seconds):
             self.refresh()
+
+
+# What stays frozen would be reported as leaked when the interpreter ends.
+atexit.register(gc.unfreeze)
 
 
 def _spare_collections() -> None:
