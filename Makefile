@@ -42,6 +42,7 @@ bench: install  ## every benchmark, each beside its peer; the last line of each 
 	$(BIN)/python -m benchmarks.online_read
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.materialize
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.point_in_time
 	$(BIN)/python -m benchmarks.lists_memory
 	$(BIN)/python -m benchmarks.content

@@ -179,6 +179,6 @@ def _online(workspace: Workspace) -> Iterator[Finding]:
             if changed
             else "",
         )
-    except ServingError as error:
+    except (ServingError, FeastpackError) as error:
         generation = current_generation(workspace.bundles)
         yield Finding("bundle", generation or "none published", str(error))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,8 +112,8 @@ def test_events_on_a_cluster_are_in_effect_at_once_and_drained(job: Job, flags: 
         assert liked(service, post)["accepted"] == 1
         assert liked(service, post)["results"][0]["status"] == "duplicate"
         assert service.recommend(k=50)["posts"] == on_one_server
-        health = service.client.get("/health").json()
-        assert "redis_unreachable" not in str(health)
+        ready = service.client.get("/ready")
+        assert (ready.status_code, ready.json()["degraded"]) == (200, [])
     assert "1 events into" in do(job, "drain")
     client = redis_of(open_store(job.workspace))
     assert client.xlen(StreamKeys(job.name).stream) == 0
@@ -133,3 +134,40 @@ def test_a_cluster_that_cannot_be_used_is_said_before_anything_is_published(
     outcome = job.do("apply", "--redis-cluster", "nonsense")
     assert outcome.code == 2
     assert "redis_cluster" in outcome.err.replace("-", "_")
+
+
+@pytest.mark.slow
+def test_a_slot_without_a_master_degrades_answers_and_is_named(job: Job, tmp_path: Path):
+    with LocalCluster(tmp_path / "nodes", replicas=0) as cluster:
+        flags = ("--redis-cluster", cluster.connection_string)
+        for step in ("apply", "materialize", "publish"):
+            do(job, step, *flags, "--wait-for-replicas", "0")
+        with open_service(job) as service:
+            before = service.recommend(k=10)
+            assert before["degraded"] == []
+            owner = cluster.master_of(9000)
+            for port in cluster.ports:
+                cluster.ask(port, "CLUSTER", "DELSLOTS", 9000, 9001)
+            cluster.wait_until(lambda: states(cluster) == {"fail"}, "the nodes refuse to answer")
+            assert service.recommend(k=10)["degraded"] == ["lists_unavailable"]
+            assert "redis_unreachable" in str(service.client.get("/ready").json())
+            body = {"event_id": "e1", "user_id": "u003", "post_id": "p001", "action": "like"}
+            refused = service.client.post("/events", json=body)
+            assert (refused.status_code, refused.json()["detail"][:18]) == (
+                503,
+                "events_unavailable",
+            )
+            for command in (("doctor",), ("recommend", "--user", "u003"), ("rollback",)):
+                outcome = job.do(*command)
+                assert outcome.code != 0
+                said = " ".join((outcome.out + outcome.err).split())
+                assert "no master has the slots 9000-9001" in said, command
+                assert "cluster fix" in said
+            cluster.ask(owner, "CLUSTER", "ADDSLOTS", 9000, 9001)
+            cluster.wait_until(lambda: states(cluster) == {"ok"}, "all slots have a master")
+            assert service.recommend(k=10)["posts"] == before["posts"]
+            assert liked(service, "p001")["accepted"] == 1
+
+
+def states(cluster: LocalCluster) -> set[str]:
+    return {cluster.ask(port, "CLUSTER INFO")["cluster_state"] for port in cluster.ports}
