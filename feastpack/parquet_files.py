@@ -14,7 +14,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.saved_dataset import SavedDatasetStorage
 
 from feastpack.errors import SchemaError, UnsupportedError
-from feastpack.sources import is_glob, local_path, require_parquet_source
+from feastpack.sources import is_glob, local_path, open_uri, require_parquet_source
 
 
 def persist_batches(
@@ -139,9 +139,7 @@ def _write_partitioned(
 
 
 def _write_remote(batches: Iterator[pa.RecordBatch], source: FileSource) -> None:
-    filesystem, path = FileSource.create_filesystem_and_path(
-        source.path, source.s3_endpoint_override, source.resolve_credentials()
-    )
+    filesystem, path = open_uri(source)
     table = pa.Table.from_batches(list(batches))
     if path.endswith(".parquet"):
         pyarrow.parquet.write_table(table, path, filesystem=filesystem)

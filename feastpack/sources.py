@@ -1,27 +1,30 @@
 """Parquet sources of feature views, as expressions that DuckDB can scan.
 
 A Feast ``FileSource`` names one parquet file, a folder of them (also nested or hive
-partitioned), a glob, or a URI. Local ones become ``read_parquet(...)``, so that DuckDB's own
-reader prunes columns and row groups; URIs are opened by Arrow's file systems, which know the
-credentials Feast resolves.
+partitioned), a glob, or the URI of a file or folder. All become ``read_parquet(...)``, so that
+DuckDB's own reader prunes columns and row groups. It reads URIs through Arrow's file systems, which
+know the credentials that Feast resolves: DuckDB's own for S3 is an extension to be downloaded.
 """
 
 from __future__ import annotations
 
 import glob
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import get_ident
 
 import duckdb
-import pyarrow.dataset
+import pyarrow as pa
+import pyarrow.fs
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.infra.offline_stores.file_source import FileSource
+from fsspec.implementations.arrow import ArrowFSWrapper
 
-from feastpack.errors import SchemaError, UnsupportedError
+from feastpack.errors import OfflineStoreError, SchemaError, UnsupportedError
 
 _GLOB_CHARACTERS = "*?["
 _COPIES = itertools.count()
@@ -143,14 +146,22 @@ def open_source(
         If the source is not made of parquet files.
     SchemaError
         If the path leads to no parquet file.
+    OfflineStoreError
+        If the store of a URI does not answer, or refuses.
     """
     file_source = require_parquet_source(source)
     label = f"{file_source.name!r} ({file_source.path})"
     path = local_path(file_source.path, repo_path)
-    sql = _copied_dataset(connection, file_source) if path is None else _parquet_scan(path, label)
+    files = _remote_files(connection, file_source) if path is None else _local_files(path)
+    if not files:
+        raise SchemaError(
+            f"source {label}: found no parquet file at {path or file_source.path}; write the file "
+            "first or correct the source's path"
+        )
+    sql = _parquet_scan(files)
     types = _described(connection, sql)
-    row_id = "rowid" if path is None else "((file_index::BIGINT << 40) + file_row_number)"
-    if path is not None and {"file_index", "file_row_number"} & types.keys():
+    row_id = "((file_index::BIGINT << 40) + file_row_number)"
+    if {"file_index", "file_row_number"} & types.keys():
         sql, row_id = _copied(connection, sql), "rowid"
     return SourceScan(
         label=label,
@@ -166,19 +177,17 @@ def _described(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str
     return {row[0]: row[1] for row in described}
 
 
-def _parquet_scan(path: str, label: str) -> str:
-    pattern = f"{glob.escape(path)}/**/*.parquet" if Path(path).is_dir() else path
-    # A fixed list: files that appear later must not renumber those of a query under way.
-    files = [path] if Path(path).is_file() else sorted(_paths(pattern))
-    if not files:
-        raise SchemaError(
-            f"source {label}: found no parquet file at {pattern}; write the file first or "
-            "correct the source's path"
-        )
+def _parquet_scan(files: list[str]) -> str:
     # Files of one source may have been written before a column was added.
     by_name = ", union_by_name = true" if len(files) > 1 else ""
     listed = ", ".join(literal(glob.escape(file)) for file in files)
     return f"read_parquet([{listed}]{by_name})"
+
+
+def _local_files(path: str) -> list[str]:
+    """List a path's files; what appears later must not renumber the rows of a running query."""
+    pattern = f"{glob.escape(path)}/**/*.parquet" if Path(path).is_dir() else path
+    return [path] if Path(path).is_file() else sorted(_paths(pattern))
 
 
 def _paths(pattern: str) -> list[str]:
@@ -186,18 +195,82 @@ def _paths(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True)  # noqa: PTH207
 
 
-def _copied_dataset(connection: duckdb.DuckDBPyConnection, source: FileSource) -> str:
+def open_uri(source: FileSource) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Open the file system of a source's URI; return it with the path in it.
+
+    An endpoint of S3 is the source's own, else ``AWS_ENDPOINT_URL``.
+    """
+    endpoint = source.s3_endpoint_override or os.environ.get("AWS_ENDPOINT_URL", "")
     filesystem, path = FileSource.create_filesystem_and_path(
-        source.path, source.s3_endpoint_override, source.resolve_credentials()
+        source.path, endpoint, source.resolve_credentials()
     )
-    dataset: Any = pyarrow.dataset.dataset(
-        path, filesystem=filesystem, format="parquet", partitioning="hive"
-    )
-    connection.register("remote_dataset", dataset)
+    return pyarrow.fs.FileSystem.from_uri(path) if filesystem is None else (filesystem, path)
+
+
+def _remote_files(connection: duckdb.DuckDBPyConnection, source: FileSource) -> list[str]:
+    """List a URI's files under names that the connection can read from then on."""
     try:
-        return _copied(connection, "remote_dataset")
-    finally:
-        connection.unregister("remote_dataset")
+        filesystem, path = open_uri(source)
+        files = [path]
+        if not filesystem.get_file_info(path).is_file:
+            below = pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True)
+            found = sorted(one.path for one in filesystem.get_file_info(below) if one.is_file)
+            files = [file for file in found if file.endswith(".parquet")]
+    except OSError as error:
+        raise OfflineStoreError(
+            f"source {source.name!r} ({source.path}): {error}; check the path, the endpoint "
+            "(s3_endpoint_override or AWS_ENDPOINT_URL) and the credentials"
+        ) from error
+    # Two sources may have a scheme in common and not the credentials.
+    scheme = f"source{next(_COPIES)}"
+    connection.register_filesystem(_ArrowFileSystem(filesystem, scheme))
+    return [f"{scheme}://{file}" for file in files]
+
+
+class _ArrowFileSystem(ArrowFSWrapper):  # type: ignore[misc]
+    """A file system of Arrow as DuckDB takes it, under a scheme of its own."""
+
+    cachable = False
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, scheme: str) -> None:
+        super().__init__(filesystem)
+        self._scheme = scheme
+
+    @property
+    def protocol(self) -> str:
+        return self._scheme
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.rpartition("://")[2]
+
+    def open(self, path: str, *_: object, **__: object) -> _SharedFile:
+        return _SharedFile(self.fs.open_input_file(self._strip_protocol(path)))
+
+
+class _SharedFile:
+    """A file that several threads read, each from its own position.
+
+    DuckDB's threads share one file, and seek and read in two calls.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self._positions: dict[int, int] = {}
+
+    def seek(self, position: int) -> None:
+        self._positions[get_ident()] = position
+
+    def tell(self) -> int:
+        return self._positions.get(get_ident(), 0)
+
+    def read(self, size: int) -> bytes:
+        content: bytes = self._file.read_at(size, self.tell())
+        self.seek(self.tell() + len(content))
+        return content
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _copied(connection: duckdb.DuckDBPyConnection, sql: str) -> str:

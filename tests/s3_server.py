@@ -22,6 +22,8 @@ class S3Server:
         Where it keeps the bucket's objects, each as a file.
     writes
         Keys that were written, in order.
+    bytes_read
+        Bytes of all answers to GET.
     before_write
         Called with each key before it is written; where it says False, it is not written, and the
         connection breaks.
@@ -38,6 +40,7 @@ class S3Server:
         self.folder.mkdir()
         self.url = f"s3://{BUCKET}/state"
         self.writes: list[str] = []
+        self.bytes_read = 0
         self.before_write: Callable[[str], bool] = lambda key: True
         self.after_write: Callable[[str], bool] = lambda key: True
         self.conditional = self.removable = True
@@ -87,6 +90,11 @@ def _handler(server: S3Server, root: Path) -> type:
         data_root = root
         # A connection that stays open would be answered after the server has stopped.
         protocol_version = "HTTP/1.0"
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if self.command == "GET" and keyword == "Content-Length":
+                server.bytes_read += int(value)
+            super().send_header(keyword, value)
 
         def do_PUT(self) -> None:  # noqa: N802
             key = unquote(self.path).partition("?")[0].removeprefix(f"/{BUCKET}/")
