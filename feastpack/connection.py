@@ -37,6 +37,8 @@ from feastpack.errors import ConnectionStringError
 # redis-py waits for seconds between its attempts; a request for features cannot.
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
 _RETRIES = 3
+# A read of some hundred rows is an answer of 100 to 200 kB: taken at once where it can be.
+_READ_BYTES = 1 << 18
 # A node that hangs would be waited for for ever, while another one could take its place.
 _CLUSTER_DEADLINES = {"socket_connect_timeout": 5.0, "socket_timeout": 10.0}
 _EMBEDDED = "embedded:"
@@ -162,11 +164,14 @@ def connect(
         return ClusterClient(startup_nodes=nodes, **options)
     if redis_type is RedisType.redis_sentinel:
         sentinel = Sentinel(_nodes_of(address), **options)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(sentinel_master)  # type: ignore[no-untyped-call]
-    if address.url is not None:
-        return redis.Redis.from_url(address.url, **options)
-    host, port = address.nodes[0]
-    return redis.Redis(host=host, port=port, **options)
+        client = sentinel.master_for(sentinel_master)  # type: ignore[no-untyped-call]
+    elif address.url is not None:
+        client = redis.Redis.from_url(address.url, **options)
+    else:
+        host, port = address.nodes[0]
+        client = redis.Redis(host=host, port=port, **options)
+    client.connection_pool.connection_kwargs.setdefault("socket_read_size", _READ_BYTES)
+    return client
 
 
 def connect_async(address: RedisAddress, redis_type: RedisType, sentinel_master: str) -> Any:
