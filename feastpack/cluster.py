@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import time
-from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,39 +39,20 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from feastpack.keys import Keys
+from feastpack.slots import Slots, slots_of, uncovered
 from feastpack.wire import get_commands
 
-Slots = NDArray[np.int64]
 Places = NDArray[np.int64]
 Layout = Callable[[Places], bytes]
 
 # Redirections that one command may follow; as many as redis-py allows.
 _REDIRECTIONS = 16
-_LOST = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+# After more of them at a time, who has which slots is asked for anew.
+_FEW_MOVES = 5
+_HUNG = redis.exceptions.TimeoutError
+_LOST = (redis.exceptions.ConnectionError, _HUNG)
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
-_CRC_OF_BYTE = np.array([crc_hqx(bytes([i]), 0) for i in range(256)], dtype=np.uint16)
 _PLAIN = {bytes, int, type(None)}
-_TAG_BEGINS = ord("{")
-
-
-def slots_of(keys: Keys) -> Slots:
-    """Return the slot of each key: CRC16 of the key, or of what stands in its first braces."""
-    if not isinstance(keys, np.ndarray):
-        return np.fromiter(map(key_slot, keys.to_pylist()), np.int64, len(keys))
-    if not len(keys):
-        return np.empty(0, np.int64)
-    differs = np.flatnonzero((keys != keys[0]).any(axis=0))
-    same = int(differs[0]) if len(differs) else keys.shape[1]
-    crc = np.full(len(keys), crc_hqx(keys[0, :same].tobytes(), 0), dtype=np.uint16)
-    for column in keys.T[same:]:
-        crc = _CRC_OF_BYTE[(crc >> 8) ^ column] ^ (crc << 8)
-    slots: Slots = crc.astype(np.int64) % REDIS_CLUSTER_HASH_SLOTS
-    # Ids are bytes like any others: 123 looks like a brace.
-    braces = keys == _TAG_BEGINS
-    if braces.any():
-        for row in np.flatnonzero(braces.any(axis=1)):
-            slots[row] = key_slot(keys[row].tobytes())
-    return slots
 
 
 class NotAcknowledgedError(redis.exceptions.RedisError):
@@ -134,8 +114,9 @@ class ClusterClient(RedisCluster):
         self.nodes_manager.initialize = learn_slots  # type: ignore[method-assign]
 
     def _explained(self, error: RedisClusterException) -> redis.exceptions.RedisError:
-        for node in self.startup_nodes:
-            missing = _slots_without_master(node)
+        # It may have been raised before there were any.
+        for node in getattr(self, "startup_nodes", ()):
+            missing = _uncovered(node)
             if missing:
                 return UncoveredSlotsError(f"no master has the slots {missing}, says {node.name}")
         return redis.exceptions.ConnectionError(str(error))
@@ -246,8 +227,7 @@ class ClusterClient(RedisCluster):
         while batches:
             self._round(batches, lay_out, ahead, self.wait_for_replicas if is_write else 0)
             failed, again = _sort(batches, answers, keep_try_again)
-            for moved in again.moved:
-                self._note_moved(moved)
+            self._note_moved(again.moved)
             if failed is not None:
                 failures += 1
                 if failures > self.retry.get_retries():
@@ -257,7 +237,10 @@ class ClusterClient(RedisCluster):
                 redirections += 1
                 if redirections > _REDIRECTIONS:
                     raise ClusterDownError(f"more than {_REDIRECTIONS} redirections")
+            hung = {one.node.name for one in batches if isinstance(one.error, _HUNG)}
             batches = self._batches(slots, np.array(sorted(again.places), dtype=np.int64))
+            if failed is not None and any(one.node.name in hung for one in batches):
+                raise failed  # nobody took its place: it would be waited for again
             batches += [
                 _Batch(self._node(*address), np.array(sorted(places)), asking=True)
                 for address, places in again.asked.items()
@@ -317,16 +300,18 @@ class ClusterClient(RedisCluster):
             self._owners = (cache, owners, list(nodes.values()))
             return self._owners[1:]
 
-    def _note_moved(self, moved: MovedError) -> None:
-        self.nodes_manager.move_slot(moved)
+    def _note_moved(self, moves: Sequence[MovedError]) -> None:
+        if len(moves) > _FEW_MOVES:
+            self.nodes_manager.initialize()
+        for moved in moves:
+            self.nodes_manager.move_slot(moved)
+        owners, nodes = self._owners_of_slots()
         with self._owners_guard:
-            if self._owners is None:
-                return
-            node = self._node(moved.host, moved.port)
-            _, owners, nodes = self._owners
-            if node not in nodes:
-                nodes.append(node)
-            owners[moved.slot_id] = nodes.index(node)
+            for moved in moves:
+                node = self._node(moved.host, moved.port)
+                if node not in nodes:
+                    nodes.append(node)
+                owners[moved.slot_id] = nodes.index(node)
 
     def _node(self, host: str, port: int) -> ClusterNode:
         node: ClusterNode | None = self.nodes_manager.get_node(host, port)
@@ -461,19 +446,13 @@ def nodes_of(client: Any) -> list[Any]:
     return [client.get_redis_connection(node) for node in masters]
 
 
-def _slots_without_master(node: ClusterNode) -> str:
-    """Return the ranges of slots that no master has as a node sees it; empty if it is silent."""
+def _uncovered(node: ClusterNode) -> str:
+    """Return the slots that no master has as a node sees it; empty if it is silent."""
     try:
         ranges = [] if node.redis_connection is None else node.redis_connection.cluster("SLOTS")
     except redis.exceptions.RedisError:
         return ""
-    held = np.zeros(REDIS_CLUSTER_HASH_SLOTS + 2, dtype=np.int8)
-    for first, last, *_ in ranges:
-        held[first + 1 : last + 2] = 1
-    held[0] = held[-1] = 1
-    edges = np.flatnonzero(np.diff(held))
-    begins, ends = edges[::2], edges[1::2] - 1
-    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in zip(begins, ends, strict=True))
+    return uncovered((first, last) for first, last, *_ in ranges)
 
 
 def pack(*command: Any) -> bytes:

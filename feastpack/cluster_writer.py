@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
-from feastpack.cluster import ClusterClient, laid_out, pack, slots_of
+from feastpack.cluster import ClusterClient, laid_out, pack
 from feastpack.columns import PackedRows
+from feastpack.slots import slots_of
 from feastpack.views import ViewLayout
 from feastpack.writer import Lifetime, Progress, blobs_between, schema_entry, write_script
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import ExponentialWithJitterBackoff
@@ -152,11 +151,17 @@ def connect(
 
     Raises
     ------
+    ConnectionStringError
+        If another database of a Cluster is asked for than the one it has.
     redis.exceptions.RedisError
         If no node of a Cluster answers, or some slots have no master.
     """
     options = {"retry": Retry(_BACKOFF, _RETRIES), **address.options}
     if redis_type is RedisType.redis_cluster:
+        if options.pop("db", 0):
+            raise ConnectionStringError(
+                "a Redis Cluster has one database only; leave db=... out of connection_string"
+            )
         options = {**_CLUSTER_DEADLINES, **options, "wait_for_replicas": wait_for_replicas}
         if address.url is not None:
             return ClusterClient.from_url(address.url, **options)
@@ -175,13 +180,11 @@ def connect(
 
 
 def connect_async(address: RedisAddress, redis_type: RedisType, sentinel_master: str) -> Any:
-    """Return a redis-py asyncio client for the address; it belongs to one event loop."""
+    """Return a redis-py asyncio client for the address; it belongs to one event loop.
+
+    Not of a Cluster.
+    """
     options = {"retry": AsyncRetry(_BACKOFF, _RETRIES), **address.options}
-    if redis_type is RedisType.redis_cluster:
-        if address.url is not None:
-            return redis.asyncio.RedisCluster.from_url(address.url, **options)
-        nodes = [AsyncClusterNode(host, port) for host, port in address.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
     if redis_type is RedisType.redis_sentinel:
         sentinel = AsyncSentinel(_nodes_of(address), **options)  # type: ignore[no-untyped-call]
         return sentinel.master_for(sentinel_master)

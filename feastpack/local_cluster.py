@@ -136,6 +136,14 @@ class LocalCluster:
         self._processes[port].send_signal(signal.SIGKILL)
         self._processes[port].wait()
 
+    def pause(self, port: int) -> None:
+        """Let a node hang, until `resume`."""
+        self._processes[port].send_signal(signal.SIGSTOP)
+
+    def resume(self, port: int) -> None:
+        """Let a node go on that hangs."""
+        self._processes[port].send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Stop all nodes."""
         for process in self._processes.values():

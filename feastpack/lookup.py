@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import redis
-from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 
 from feastpack.cluster import ClusterClient
 from feastpack.errors import UnknownSchemaError
@@ -136,13 +136,12 @@ def ask_beside(
 
 
 async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook) -> list[Answer]:
-    """As :func:`ask`, for an asyncio client."""
+    """As :func:`ask`, for an asyncio client; that of a Cluster is asked in a thread."""
+    if isinstance(client, ClusterClient):
+        return await asyncio.to_thread(ask, client, questions, book)
     keys = _listed([question.keys for question in questions])
     try:
-        if isinstance(client, AsyncRedisCluster):
-            stored = await client.mget_nonatomic(keys) if keys else []
-        else:
-            stored = await client.mget(keys) if keys else []
+        stored = await client.mget(keys) if keys else []
         answers = []
         for question, part in _parts(questions, stored):
             try:
@@ -151,7 +150,7 @@ async def ask_async(client: Any, questions: Sequence[Question], book: SchemaBook
                 schemas = await client.hgetall(question.layout.keys.schemas_key)
                 book.learn(question.layout, schemas)
                 answers.append(book.decode(question, part))
-    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:
+    except redis.exceptions.RedisError as error:
         raise translated(error, f"reading {len(keys)} rows from Redis") from error
     return answers
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 import redis
@@ -21,7 +21,7 @@ from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import Field, StrictStr
+from pydantic import Field, StrictStr, model_validator
 
 from feastpack.cluster_writer import write_slots
 from feastpack.columns import PackedRows, arrow_rows, message_rows
@@ -97,6 +97,12 @@ class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     write_batch_rows: int = Field(default=2000, ge=1, le=100_000)
     """Rows per write command. Redis serves nobody else while one runs (about 3 us a row)."""
 
+    @model_validator(mode="after")
+    def _only_a_cluster_waits(self) -> Self:
+        if self.wait_for_replicas and self.redis_type is not RedisType.redis_cluster:
+            raise ValueError("wait_for_replicas needs redis_type: redis_cluster")
+        return self
+
 
 class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
     """Feast's online store interface on packed rows.
@@ -146,9 +152,11 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         return client
 
     def async_client(self, config: RepoConfig) -> Any:
-        """Return the asyncio client of the running event loop."""
+        """Return the asyncio client of the running event loop; of a Cluster that of `client`."""
         loop = asyncio.get_running_loop()
         settings = config.online_store
+        if settings.redis_type is RedisType.redis_cluster:
+            return self.client(config)
         with self._guard:
             if self._async_client is None or self._async_client[0] is not loop:
                 address = resolve_redis(settings.connection_string, base_folder=config.repo_path)
@@ -220,24 +228,19 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         data: list[WriteRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """As :meth:`online_write_batch`, on the running event loop."""
+        """As :meth:`online_write_batch`, on the running event loop; to a Cluster in a thread."""
         layout = layout_of(config, table)
         if not data:
             return
-        packed = message_rows(layout, data)
-        client = self.async_client(config)
         settings = config.online_store
-        single = settings.redis_type is not RedisType.redis_cluster
+        if settings.redis_type is RedisType.redis_cluster:
+            await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+            return
+        packed, lifetime = message_rows(layout, data), self._lifetime(settings, layout)
+        client = self.async_client(config)
         try:
-            await write_async(
-                client,
-                layout,
-                packed,
-                self._lifetime(settings, layout),
-                progress,
-                settings.write_batch_rows if single else 1,
-            )
-        except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException) as error:
+            await write_async(client, layout, packed, lifetime, progress, settings.write_batch_rows)
+        except redis.exceptions.RedisError as error:
             raise translated(error, f"writing feature view {layout.keys.view}") from error
 
     def note_materialized(

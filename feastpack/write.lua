@@ -1,6 +1,6 @@
 -- Writes packed rows unless what is stored is newer; returns how many were written.
 --
--- KEYS: none, with the keys inside the blob (a single server); or the one row's key (Cluster).
+-- KEYS: none, with the keys inside the blob (a single server); or those of the rows too (Cluster).
 -- ARGV[1]: rows, each as uint32 key length, key, uint32 row length, row
 -- ARGV[2]: how many rows
 -- ARGV[3]: now, milliseconds since 1970

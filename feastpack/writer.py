@@ -276,14 +276,11 @@ async def write_async(
     progress: Progress | None,
     rows_per_blob: int,
 ) -> None:
-    """Write through an asyncio client; one row per blob makes it fit for Redis Cluster."""
+    """Write through an asyncio client of one server."""
     await client.hset(layout.keys.schemas_key, *schema_entry(layout))
     sha = await client.script_load(write_script())
-    first = 0
     for blob in blobs_of(packed.keys, packed.rows, rows_per_blob):
-        keys = [packed.keys[first].as_py()] if rows_per_blob == 1 else []
-        await client.evalsha(sha, len(keys), *keys, blob.data, blob.rows, *lifetime.arguments())
-        first += blob.rows
+        await client.evalsha(sha, 0, blob.data, blob.rows, *lifetime.arguments())
         if progress is not None:
             progress(blob.rows)
 

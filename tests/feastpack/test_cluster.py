@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from offline_repository import DRIVER, at, local_store, trip_view, trips, write
 from redis.crc import key_slot
 
 from feastpack import FeatureReader
-from feastpack.cluster import ClusterClient, slots_of
+from feastpack.cluster import ClusterClient
 from feastpack.embedded import EmbeddedRedis
-from feastpack.errors import OnlineStoreError
+from feastpack.errors import ConnectionStringError, OnlineStoreError
 from feastpack.keys import KeySpace
 from feastpack.local_cluster import LocalCluster
 from feastpack.rows import uniform_binary
+from feastpack.slots import slots_of
 
 FEATURES = ["v:x", "v:n", "v:s"]
 KEYS = KeySpace("shop", "v", (("user_id", "INT64"),))
@@ -234,6 +236,35 @@ def test_a_slot_without_a_master_is_named_with_what_to_do(tmp_path: Path):
             cluster.kill(port)
         with pytest.raises(OnlineStoreError, match=r"cannot be connected.*check that Redis runs"):
             read_rows(store_on(tmp_path, cluster), range(100))
+
+
+def test_a_node_that_hangs_is_waited_for_once(tmp_path: Path, redis_cluster: LocalCluster):
+    string = redis_cluster.connection_string + ",socket_timeout=0.4,socket_connect_timeout=0.4"
+    store = store_on(tmp_path, redis_cluster, connection_string=string)
+    write_rows(store, range(100))
+    hangs = redis_cluster.masters[1]
+    redis_cluster.pause(hangs)
+    try:
+        start = time.monotonic()
+        with pytest.raises(OnlineStoreError, match="Timeout"):
+            read_rows(store, range(100))
+        assert time.monotonic() - start < 1.2
+    finally:
+        redis_cluster.resume(hangs)
+    assert read_rows(store, range(100)) == expected(range(100))
+    client_of(store).close()
+
+
+def test_another_database_is_refused(tmp_path: Path, redis_cluster: LocalCluster):
+    string = redis_cluster.connection_string + ",db="
+    assert read_rows(store_on(tmp_path, redis_cluster, connection_string=string + "0"), [1])
+    with pytest.raises(ConnectionStringError, match="has one database only"):
+        read_rows(store_on(tmp_path, redis_cluster, connection_string=string + "1"), [1])
+
+
+def test_only_a_cluster_waits_for_replicas(tmp_path: Path, redis_cluster: LocalCluster):
+    with pytest.raises(ValueError, match="wait_for_replicas needs redis_type: redis_cluster"):
+        store_on(tmp_path, redis_cluster, redis_type="redis", wait_for_replicas=1)
 
 
 def test_one_server_is_no_cluster(tmp_path: Path, redis_server: EmbeddedRedis):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from test_cluster import KEYS, client_of, expected, read_rows, store_on, write_rows
 
-from feastpack.cluster import slots_of
 from feastpack.errors import OnlineStoreError
 from feastpack.local_cluster import LocalCluster
+from feastpack.slots import slots_of
 
 USERS = 3000
 PART = 150
