@@ -24,6 +24,7 @@ from feastpack.embedded import EmbeddedRedis
 from feastpack.errors import ConnectionStringError, OnlineStoreError
 from feastpack.keys import KeySpace
 from feastpack.local_cluster import LocalCluster
+from feastpack.partition_writer import PartitionWriter
 from feastpack.rows import uniform_binary
 from feastpack.slots import slots_of
 
@@ -160,6 +161,21 @@ def test_materialized_and_deleted_on_all_nodes(
     assert list(client.scan_iter(KeySpace("trips", "trips", ()).pattern)) == []
     assert read_rows(store, [1, 2]) == expected([1, 2])  # another project's rows stay
     client_of(batch).close()
+
+
+def test_a_partition_of_spark_is_written_to_all_nodes(store: FeatureStore):
+    config = {
+        "project": store.project,
+        "provider": "local",
+        "registry": store.config.registry.model_dump(),
+        "online_store": store.config.online_store.model_dump(mode="json"),
+        "offline_store": "file",
+        "entity_key_serialization_version": 3,
+    }
+    view = store.get_feature_view("v").to_proto().SerializeToString()
+    (report,) = PartitionWriter(view, config)(table(range(500)).to_batches())
+    assert report["rows"].to_pylist() == [500]
+    assert read_rows(store, range(500)) == expected(range(500))
 
 
 def users_of_one_slot(count: int) -> tuple[int, list[int]]:
