@@ -18,10 +18,11 @@ from feastpack.errors import FeastpackError
 from feature_repo.contract import registered_contract
 from feature_repo.dataset import Dataset
 from feature_repo.workspace import Workspace
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, PublishedElsewhereError, StorageError
 from pipelines.job.context import STEPS, description_path, open_store
 from pipelines.settings import DatasetSettings
 from pipelines.steps import Ledger
+from pipelines.storage.mirror import Mirror
 from serving.bundle import Manifest, current_generation, open_current
 from serving.errors import ServingError
 from serving.freshness import FreshnessMonitor, ViewAge
@@ -76,6 +77,8 @@ def diagnose(settings: DatasetSettings) -> Iterator[Finding]:
     yield Finding("dataset", f"{dataset.name} ({description_path(settings)})")
     yield from _steps(Ledger(workspace.steps))
     yield from _online(workspace)
+    if (mirror := Mirror.of(workspace, settings.storage)) is not None:
+        yield _storage(mirror)
 
 
 def _library(name: str) -> Finding:
@@ -103,6 +106,24 @@ def _steps(ledger: Ledger) -> Iterator[Finding]:
         found = f"{record.finished}, {age.days} days ago; {record.facts.get('summary', '')}"
         gone = not ledger.is_current(name, record.key)
         yield Finding(name, found, "its files are gone; run `feastrank run`" if gone else "")
+
+
+def _storage(mirror: Mirror) -> Finding:
+    try:
+        latest = mirror.check()
+    except (StorageError, PublishedElsewhereError) as error:
+        return Finding("object storage", mirror.url, str(error))
+    if latest is None:
+        return Finding("object storage", f"{mirror.url}: nothing published", "run `feastrank run`")
+    found = f"{mirror.url}: publication {latest.number}, {latest.published}"
+    whole = mirror.is_published(latest.generation)
+    return Finding(
+        "object storage",
+        found,
+        ""
+        if whole
+        else "files are missing or cut short there; run `feastrank publish` where it was published",
+    )
 
 
 def ages_of(workspace: Workspace) -> list[ViewAge]:

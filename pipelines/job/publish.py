@@ -142,8 +142,7 @@ class _Publication:
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
         """Write lists first and the pointer last: until then nobody reads this generation."""
-        if self.mirror is not None:
-            self.mirror.check()
+        self._check_base()
         drift.gate(self.context)
         columns = ("user_id", "post_id", "event_time", "weight")
         interactions = Interactions.from_table(read_events(self.context.workspace.lake, *columns))
@@ -156,6 +155,8 @@ class _Publication:
         name = self.context.dataset.name
         for done in write_pasts(self.redis, name, self.generation, pasts(interactions)):
             histories(done, len(interactions.user_ids))
+        # Whoever has published meanwhile has removed these lists.
+        self._check_base()
         judge_lists(self.context, self.redis, self.prefix, users.sort().to_numpy())
         complete = f"{self.prefix}{COMPLETE}"
         send(self.redis, [(complete, ("SET", complete, len(users)))])
@@ -166,6 +167,10 @@ class _Publication:
             "summary": f"generation {self.generation}: lists of {len(users):,} users, "
             "ranker and manifest",
         }
+
+    def _check_base(self) -> None:
+        if self.mirror is not None:
+            self.mirror.check()
 
     def _publish(self, strangers: pa.Table) -> None:
         """Publish the bundle, here and in object storage; remove what nobody reads any more."""

@@ -130,6 +130,9 @@ def test_of_two_runs_the_second_is_told_and_changes_nothing(stored, elsewhere, s
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     published_again(stored, s3)
     before, log = stored.published(), s3.objects()
+    assert "publication 2, " in stored.do("doctor").out
+    told = " ".join(elsewhere.do("doctor").out.split())
+    assert "does not begin from it; run `feastrank run`" in told
     for command in (("publish",), ("rollback",)):
         outcome = elsewhere.do(*command)
         assert outcome.code == 4
