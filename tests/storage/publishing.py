@@ -9,9 +9,9 @@ from pathlib import Path
 from feature_repo.workspace import Workspace
 from pipelines.storage.mirror import Mirror
 
-# Its processes are forks of one that has imported all this and used none of it.
+# Its processes are forks of one that has imported what takes time and used none of it.
 _FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["publishing"])
+_FORKS.set_forkserver_preload(["pipelines.storage.mirror"])
 
 
 def begin(workspace: Workspace, url: str, generation: str, kept: Sequence[str]) -> BaseProcess:
