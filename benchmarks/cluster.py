@@ -5,11 +5,11 @@ of speaking to several: a real Cluster adds its network, and each node has a mac
 
 - ``read``: 500 entities x 88 floats in 4 views, `FeatureReader` to a matrix; 2,000 keys
 - ``redis_py``: the same keys on the Cluster by redis-py's own ``mget_nonatomic``, values only
-- ``write``: rows of 22 floats a second, all at once
+- ``write``: rows of 22 floats a second, 100,000 at once
 - ``one_row``: one row, written through `PackedRedisOnlineStore`
 
-``acknowledged`` is the Cluster with ``wait_for_replicas: 1``. Sides take turns over several rounds,
-each in a process of its own; the median round counts. The matrices are compared first.
+``acknowledged`` is the Cluster with ``wait_for_replicas: 1``. Sides take turns, call by call; of
+several rounds, each in a process of its own, the median counts. The matrices are compared first.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import numpy as np
 from feast import FeatureStore, RepoConfig
 
 from benchmarks import online_read
-from benchmarks.common import isolated
+from benchmarks.common import isolated, median_seconds
 from feastpack import FeatureReader
 from feastpack.embedded import EmbeddedRedis
 from feastpack.local_cluster import LocalCluster
 
 SIDES = ("one_node", "cluster", "acknowledged")
-READS, ROWS, SINGLE, ROUNDS = 301, 100_000, 301, 3
+READS, ROWS, BULKS, SINGLE, ROUNDS = 301, 100_000, 3, 301, 3
 
 
 def feature_store(folder: str, side: str, where: dict[str, str]) -> FeatureStore:
@@ -66,27 +66,39 @@ def fill(folder: str, where: dict[str, str]) -> dict[str, Any]:
     return {}
 
 
-def measure(folder: str, side: str, where: dict[str, str]) -> dict[str, Any]:
-    """Time everything on one side."""
-    store = feature_store(folder, side, where)
-    reader = FeatureReader(store, registry_ttl_seconds=None)
-    features, entities = online_read.request(store, "floats")
-    reads = _milliseconds(lambda: reader.read(features, entities).matrix, READS)
-    online, view = store._get_provider().online_store, store.get_feature_view("floats_0")
+def measure(folder: str, where: dict[str, str]) -> dict[str, Any]:
+    """Time everything on all sides, which take turns call by call."""
+    stores = {side: feature_store(folder, side, where) for side in SIDES}
+    features, entities = online_read.request(stores["one_node"], "floats")
+    readers = {side: FeatureReader(one, registry_ttl_seconds=None) for side, one in stores.items()}
+    matrices = [reader.read(features, entities).matrix for reader in readers.values()]
+    assert all(np.array_equal(one, matrices[0]) for one in matrices), "the sides read other values"
+
+    def read(side: str) -> Any:
+        return readers[side].read(features, entities).matrix
+
+    view = stores["one_node"].get_feature_view("floats_0")
     stored, online_read.STORED = online_read.STORED, ROWS
-    table = online_read.table_of(view, 5)
+    tables = [online_read.table_of(view, seed) for seed in range(BULKS + 1)]
     online_read.STORED = stored
-    start = time.perf_counter()
-    online.online_write_arrow(store.config, view, table)
-    seconds = time.perf_counter() - start
-    row = table.slice(0, 1)
-    single = _milliseconds(lambda: online.online_write_arrow(store.config, view, row), SINGLE)
+
+    def write(side: str, table: Any) -> None:
+        store = stores[side]
+        store._get_provider().online_store.online_write_arrow(store.config, view, table)
+
+    bulks = {side: iter(tables) for side in SIDES}
+    row = tables[0].slice(0, 1)
+    reads = _milliseconds(read, READS)
+    bulk = _milliseconds(lambda side: write(side, next(bulks[side])), BULKS)
+    single = _milliseconds(lambda side: write(side, row), SINGLE)
     return {
-        "read_ms_p50": statistics.median(reads),
-        "read_ms_p99": float(np.percentile(reads, 99)),
-        "write_rows_per_s": ROWS / seconds,
-        "one_row_ms_p50": statistics.median(single),
-        "matrix": float(reader.read(features, entities).matrix.sum()),
+        side: {
+            "read_ms_p50": statistics.median(reads[side]),
+            "read_ms_p99": float(np.percentile(reads[side], 99)),
+            "write_rows_per_s": 1000 * ROWS / statistics.median(bulk[side]),
+            "one_row_ms_p50": statistics.median(single[side]),
+        }
+        for side in SIDES
     }
 
 
@@ -101,17 +113,19 @@ def through_redis_py(folder: str, where: dict[str, str]) -> dict[str, Any]:
         keys += layout.to_pylist()
     client: Any = store._get_provider().online_store.client(store.config)
     assert None not in client.mget_nonatomic(keys)
-    times = _milliseconds(lambda: client.mget_nonatomic(keys), 31)
-    return {"read_ms_p50": statistics.median(times), "keys": len(keys)}
+    seconds = median_seconds(lambda: client.mget_nonatomic(keys), 31)
+    return {"read_ms_p50": round(1000 * seconds, 3), "keys": len(keys)}
 
 
-def _milliseconds(action: Callable[[], Any], repeats: int) -> list[float]:
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(1000 * (time.perf_counter() - start))
+def _milliseconds(action: Callable[[str], Any], repeats: int) -> dict[str, list[float]]:
+    """Time an action of every side, in turns, so that all meet the same disturbances."""
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(repeats + 1):
+        for side in SIDES:
+            start = time.perf_counter()
+            action(side)
+            if number:
+                times[side].append(1000 * (time.perf_counter() - start))
     return times
 
 
@@ -125,21 +139,15 @@ def main() -> None:
     ):
         where = {"one_node": f"127.0.0.1:{one.port}", "cluster": cluster.connection_string}
         given: dict[str, Any] = {"folder": folder, "where": where}
-        rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for _ in range(ROUNDS):
-            isolated(f"{here}:fill", **given)
-            for side in SIDES:
-                rounds[side].append(isolated(f"{here}:measure", side=side, **given))
+        isolated(f"{here}:fill", **given)
+        rounds = [isolated(f"{here}:measure", **given) for _ in range(ROUNDS)]
         redis_py = isolated(f"{here}:through_redis_py", **given)
-    sums = {one["matrix"] for results in rounds.values() for one in results}
-    assert len(sums) == 1, f"the sides read different values: {sums}"
     found = {
         side: {
-            name: round(statistics.median(one[name] for one in results), 3)
-            for name in results[0]
-            if name != "matrix"
+            name: round(statistics.median(one[side][name] for one in rounds), 3)
+            for name in rounds[0][side]
         }
-        for side, results in rounds.items()
+        for side in SIDES
     }
     for name in found["one_node"]:
         cells = "  ".join(f"{side} {found[side][name]:>12,.2f}" for side in SIDES)
