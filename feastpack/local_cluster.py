@@ -181,8 +181,8 @@ class LocalCluster:
         """Move the keys that are left, and give the slot to its new master."""
         while self.move_keys(slot, to):
             pass
-        source, name = self.master_of(slot), self.id_of(to)
-        for port in (to, source):
+        name = self.id_of(to)
+        for port in dict.fromkeys([to, self.master_of(slot), *self.masters]):
             self.ask(port, "CLUSTER", "SETSLOT", slot, "NODE", name)
 
     def is_whole(self) -> bool:

@@ -35,7 +35,8 @@ def redis_client(redis_server: EmbeddedRedis) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def cluster_of_six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A Redis Cluster of three masters with a replica each, one per test process."""
-    with LocalCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    # Long enough that no master counts as lost because the machine is busy.
+    with LocalCluster(tmp_path_factory.mktemp("cluster"), node_timeout_ms=5000) as cluster:
         yield cluster
 
 
