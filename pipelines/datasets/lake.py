@@ -18,8 +18,6 @@ with an announced change that the next ingest (or `recover`) finishes.
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from feature_repo.dataset import Dataset
 from pipelines.datasets import commit
 from pipelines.datasets.expressions import literal, quoted
 from pipelines.datasets.lake_state import (
+    IngestResult,
     check_readable,
     events_rules,
     followed_table,
@@ -57,44 +56,6 @@ LAKE_EVENTS_SCHEMA = pa.schema(
 
 _BATCH_ROWS = 1 << 18
 _ENTITIES = {"users": "user_id", "posts": "post_id"}
-
-
-@dataclass(frozen=True)
-class IngestResult:
-    """What an ingest found and did.
-
-    Attributes
-    ----------
-    users, posts, events, topics
-        Rows in the lake afterwards.
-    new_users, new_posts, new_events
-        Rows that were not in the lake before.
-    duplicates
-        Rows of the source left out because an earlier row has the same user, post, action, time.
-    already_known
-        Rows of the source left out because the lake had them already.
-    orphans
-        Rows of the source left out because their user or post is in no users' or posts' table.
-    first_time, last_time
-        The lake's first and last event; made up where the dataset has no clock.
-    rebuilt
-        Whether the lake's events were replaced and not added to: the dataset has no clock, or its
-        description reads events in another way than before.
-    """
-
-    users: int
-    posts: int
-    events: int
-    topics: int
-    new_users: int
-    new_posts: int
-    new_events: int
-    duplicates: int
-    already_known: int
-    orphans: int
-    first_time: datetime
-    last_time: datetime
-    rebuilt: bool
 
 
 def ingest(

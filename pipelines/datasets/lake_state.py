@@ -1,4 +1,4 @@
-"""What a lake remembers of how it was read: ``lake.json`` beside its tables.
+"""What an ingest did, and what a lake remembers of it: ``lake.json`` beside its tables.
 
 ::
 
@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,44 @@ from pipelines.datasets.normalise import RawTables
 from pipelines.errors import LakeError
 
 _STATE = "lake.json"
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest found and did.
+
+    Attributes
+    ----------
+    users, posts, events, topics
+        Rows in the lake afterwards.
+    new_users, new_posts, new_events
+        Rows that were not in the lake before.
+    duplicates
+        Rows of the source left out because an earlier row has the same user, post, action, time.
+    already_known
+        Rows of the source left out because the lake had them already.
+    orphans
+        Rows of the source left out because their user or post is in no users' or posts' table.
+    first_time, last_time
+        The lake's first and last event; made up where the dataset has no clock.
+    rebuilt
+        Whether the lake's events were replaced and not added to: the dataset has no clock, or its
+        description reads events in another way than before.
+    """
+
+    users: int
+    posts: int
+    events: int
+    topics: int
+    new_users: int
+    new_posts: int
+    new_events: int
+    duplicates: int
+    already_known: int
+    orphans: int
+    first_time: datetime
+    last_time: datetime
+    rebuilt: bool
 
 
 def read_state(lake: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pyarrow as pa
 from postgres_server import DESCRIPTION, FEED, Database
 
 from feature_repo.dataset import Dataset
-from pipelines.datasets.lake import IngestResult, ingest
+from pipelines.datasets.lake import ingest
+from pipelines.datasets.lake_state import IngestResult
 
 
 def ingested(folder: Path, description: str = DESCRIPTION, **settings: bool) -> IngestResult:
