@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from job_runner import Job
+from tiny_feed import make_feed
 
 from feature_repo.dataset import Dataset
 from feature_repo.workspace import home
@@ -107,6 +108,20 @@ def test_a_feature_that_looks_ahead_is_named(job: Job, monkeypatch: pytest.Monke
     assert "post_activity.post_event_count_lifetime" in outcome.err
     assert "1 columns change before the cut" in outcome.err
     assert not (job.workspace.root / ".leakage").exists()
+
+
+@pytest.mark.slow
+def test_the_predicted_conversion_does_not_leak(new_job):
+    feed = make_feed("texts")
+    description = feed.description.replace('title = "title"', 'title = "title"\ntext = "title"')
+    job = new_job(feed.with_(description=description))
+    outcome = job.do("run")
+    assert outcome.code == 0, outcome.err
+    table = pq.read_table(job.workspace.training / "examples.parquet")
+    known = table["post_predicted_positive_rate"].drop_null()
+    assert len(known.unique()) > 50
+    outcome = job.do("leakage")
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.skipif(
