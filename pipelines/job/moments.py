@@ -142,7 +142,7 @@ class _Feed:
         self.inputs = Inputs(store, registered_contract(store), context.sources)
         lake = context.workspace.lake
         users = pq.read_table(lake / "users").sort_by("user_id")
-        self.attributes, self.origins = attribute_matrix(users, context.dataset.user_attributes)
+        self.attributes = attribute_matrix(users, context.dataset.user_attributes)
         posts = pq.read_table(lake / "posts", columns=["post_id"])["post_id"].to_numpy()
         self.post_ids = np.sort(posts)
         self.contents, self.topics = content_matrix(
@@ -151,6 +151,7 @@ class _Feed:
             self._vectors("post_text_clusters", c.TEXT_PCA, context.dataset.has_text),
         )
         self._read()
+        self.groups = exposure_groups(self.posts, self.contents[:, 1 : self.topics])
 
     def _vectors(self, view: str, column: str, is_there: bool) -> pa.Table | None:
         path = self.context.workspace.feature_table(view)
@@ -220,9 +221,7 @@ class _Feed:
             self.users[part], self.posts[part], _hours(self.times[part]), self.liked[part]
         )
         groups = exposure_groups(views.posts, self.contents[:, 1 : self.topics])
-        return Affinity.fit(
-            views, self.attributes, self.contents, self.topics, groups, self.origins, start
-        )
+        return Affinity.fit(views, self.attributes, self.contents, self.topics, groups, start=start)
 
     def _learn(self) -> tuple[Affinity, Ranker, InputEncoder, str]:
         """Fit both rankers and compare them on validation."""

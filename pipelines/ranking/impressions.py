@@ -17,12 +17,13 @@ from serving.inputs import InputEncoder
 
 HOUR, MONTH, AFFINITY = "request_hour", "request_month", "affinity"
 _LEAST_SHARE = 0.01
+_EXPOSURES = 13
 _ROW = "row"
 _ROWS_A_JOIN = 100_000
 
 
-def attribute_matrix(users: pa.Table, attributes: Sequence[Attribute]) -> tuple[Floats, Rows]:
-    """Return the attributes of users as numbers, and which attribute each column is made of.
+def attribute_matrix(users: pa.Table, attributes: Sequence[Attribute]) -> Floats:
+    """Return the attributes of users as numbers.
 
     Parameters
     ----------
@@ -32,11 +33,10 @@ def attribute_matrix(users: pa.Table, attributes: Sequence[Attribute]) -> tuple[
     Returns
     -------
     float32 (users, a): a constant; a column for each value that at least 1 % have; for numbers a
-    column for each decile, 1 above it. All but the constant are centred. And int64 (a,): 0 for the
-    constant, from 1 on for the attributes.
+    column for each decile, 1 above it. All but the constant are centred.
     """
-    columns, origins = [], [0]
-    for number, attribute in enumerate(attributes, 1):
+    columns = []
+    for attribute in attributes:
         values = users[attribute.name]
         if attribute.type == "categorical":
             counts = values.cast(pa.string()).value_counts()
@@ -50,12 +50,11 @@ def attribute_matrix(users: pa.Table, attributes: Sequence[Attribute]) -> tuple[
             deciles = pc.quantile(numbers, [q / 10 for q in range(1, 10)]).drop_null().unique()
             for decile in deciles.to_pylist():
                 columns.append(pc.greater(numbers, decile).fill_null(False))
-        origins += [number] * (len(columns) + 1 - len(origins))
     matrix = np.ones((users.num_rows, len(columns) + 1), dtype=np.float32)
     for place, column in enumerate(columns, 1):
         matrix[:, place] = column.to_numpy(zero_copy_only=False)
         matrix[:, place] -= matrix[:, place].mean()
-    return matrix, np.array(origins, dtype=np.int64)
+    return matrix
 
 
 def content_matrix(
@@ -90,8 +89,7 @@ def exposure_groups(shown: Rows, topics: Floats) -> Rows:
     """Group posts by their main topic and by how often they were shown.
 
     How often a feed shows a post is its own judgement of the post, which says most of those that
-    few impressions were seen of. A group is as wide as chance: the square root of a count has a
-    standard deviation of a half, whatever the count, and groups are whole numbers of it.
+    few impressions were seen of.
 
     Parameters
     ----------
@@ -105,9 +103,9 @@ def exposure_groups(shown: Rows, topics: Floats) -> Rows:
     int64 (posts,): from 0.
     """
     counts = np.bincount(shown, minlength=len(topics))
+    edges = np.quantile(counts[counts > 0], np.linspace(0, 1, _EXPOSURES)[1:-1])
     main = topics.argmax(axis=1) if topics.shape[1] else np.zeros(len(topics), dtype=np.int64)
-    pairs = np.column_stack([main, np.sqrt(counts).astype(np.int64)])
-    groups: Rows = np.unique(pairs, axis=0, return_inverse=True)[1].astype(np.int64)
+    groups: Rows = main * _EXPOSURES + np.searchsorted(edges, counts, side="right")
     return groups
 
 
