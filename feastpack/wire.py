@@ -75,16 +75,22 @@ def get_commands(keys: Keys) -> Callable[[npt.NDArray[np.int64]], bytes]:
     return lambda places: b"".join([parts[place] for place in places.tolist()])
 
 
+def arguments_of(*columns: pa.BinaryArray) -> pa.BinaryArray:
+    """Return the values of each row as arguments in Redis' protocol: ``$length`` and the value."""
+    parts: list[Any] = []
+    for values in columns:
+        lengths = pc.binary_length(values).cast(pa.string()).cast(pa.binary())
+        parts += [_DOLLAR, lengths, _END, values, _END]
+    return pc.binary_join_element_wise(*parts, _NOTHING)
+
+
 def _arguments(keys: Keys) -> bytes:
     if isinstance(keys, np.ndarray):
         return _uniform_arguments(keys).tobytes()
     n = len(keys)
     if n <= _FEW:
         return b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in keys.to_pylist())
-    lengths = pc.binary_length(keys).cast(pa.string()).cast(pa.binary())
-    heads = pc.binary_join_element_wise(_DOLLAR, lengths, _END, _NOTHING)
-    parts = pc.binary_join_element_wise(heads, keys, _END, _NOTHING)
-    _, offset_buffer, data = parts.buffers()
+    _, offset_buffer, data = arguments_of(keys).buffers()
     return bytes(data)[: int(np.frombuffer(offset_buffer, dtype=np.int32)[n])]
 
 

@@ -36,6 +36,7 @@ from feastpack.keys import KeySpace, pattern_of, rows_prefix, schemas_prefix
 from feastpack.materialized import materialized_key
 from feastpack.rows import uniform_binary
 from feastpack.views import ViewLayout
+from feastpack.wire import arguments_of
 
 Progress = Callable[[int], Any]
 Item = TypeVar("Item")
@@ -86,17 +87,14 @@ def blobs_between(
     keys: pa.BinaryArray, rows: pa.BinaryArray, bounds: Sequence[int]
 ) -> Iterator[Blob]:
     """As `blobs_of`; a blob has the rows between each two bounds."""
-    joined = _join(_lengths(keys), keys, _lengths(rows), rows)
+    nothing = pa.scalar(b"", pa.binary())
+    joined = pc.binary_join_element_wise(_lengths(keys), keys, _lengths(rows), rows, nothing)
     for (first, last), data in zip(pairwise(bounds), _views(joined, bounds), strict=True):
         yield Blob(last - first, data)
 
 
 def _every(step: int, end: int) -> list[int]:
     return [*range(0, end, step), end]
-
-
-def _join(*parts: pa.BinaryArray | pa.Scalar) -> pa.BinaryArray:
-    return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary()))
 
 
 def _views(joined: pa.BinaryArray, bounds: Sequence[int]) -> Iterator[memoryview]:
@@ -112,16 +110,6 @@ def _lengths(values: pa.BinaryArray) -> pa.BinaryArray:
     """Return the length of each value as four bytes."""
     lengths = pc.binary_length(values).to_numpy(zero_copy_only=False).astype("<u4")
     return uniform_binary(lengths[:, None].view(np.uint8))
-
-
-def _inserts(packed: PackedRows, rows_per_part: int) -> Iterator[memoryview]:
-    """Lay out keys and rows as arguments in Redis' protocol, in parts."""
-    dollar, end = pa.scalar(b"$", pa.binary()), pa.scalar(b"\r\n", pa.binary())
-    texts: list[Any] = []
-    for values in packed:
-        length = pc.binary_length(values).cast(pa.string()).cast(pa.binary())
-        texts += [dollar, length, end, values, end]
-    return _views(_join(*texts), _every(rows_per_part, len(packed.keys)))
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -194,7 +182,8 @@ class _Stream:
         ]
         # A few rows are mostly an update. Of two rows of a key MSETNX takes the second.
         if self._is_new and rows >= self._size and pc.count_distinct(packed.keys).as_py() == rows:
-            for part, arguments in zip(parts, _inserts(packed, self._size), strict=True):
+            inserts = _views(arguments_of(*packed), _every(self._size, rows))
+            for part, arguments in zip(parts, inserts, strict=True):
                 self._insert(part, arguments) if self._is_new else self._decide(part)
         else:
             for part in parts:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_cluster import KEYS, client_of, expected, read_rows, store_on, write_rows
+from under_load import running, wait_for
 
 from feastpack.errors import OnlineStoreError
 from feastpack.local_cluster import LocalCluster
@@ -76,30 +76,14 @@ class Load:
             if not least <= version <= self.tried[user]:
                 self.faults.append(f"user {user}: version {version}, {least} was acknowledged")
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        threads = [threading.Thread(target=one) for one in (self.write, self.read, self.read)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+    def running(self) -> AbstractContextManager[None]:
+        return running(self._stop, self.write, self.read, self.read)
 
 
 def progress(load: Load) -> None:
     """Wait until both writers and readers succeed (again)."""
     now = time.monotonic()
-    wait_for(lambda: max(load.writes, default=0) > now and max(load.reads, default=0) > now)
+    wait_for(lambda: max(load.writes, default=0) > now and max(load.reads, default=0) > now, 30)
 
 
 def slots_in_use(cluster: LocalCluster, master: int) -> list[int]:
@@ -127,8 +111,8 @@ def test_nothing_acknowledged_is_lost_to_a_failover_or_a_resharding(tmp_path: Pa
             # A master is lost that none of the moves touched, and its replica takes its place.
             cluster.kill(third)
             killed = time.monotonic()
-            wait_for(lambda: third not in cluster.masters)
-            wait_for(lambda: max(load.reads) > killed + 1)
+            wait_for(lambda: third not in cluster.masters, 30)
+            wait_for(lambda: max(load.reads) > killed + 1, 30)
             assert time.monotonic() - killed < 15
             # Writes wait for a replica, so until the lost node is back.
             cluster.start(third)

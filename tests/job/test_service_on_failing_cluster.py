@@ -4,14 +4,14 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
 from job_runner import Job
 from redis.crc import key_slot
+from under_load import running, wait_for
 
 from feastpack.local_cluster import LocalCluster
 from pipelines.datasets.drain import EVENT_ID
@@ -84,27 +84,11 @@ class Traffic:
     def goes_on(self) -> bool:
         """Wait until events are kept and answers are whole (again)."""
         kept, now = len(self.acknowledged), time.monotonic()
-        wait_for(lambda: len(self.acknowledged) > kept + 3 and self.good[-1] > now)
+        wait_for(lambda: len(self.acknowledged) > kept + 3 and self.good[-1] > now, 40)
         return True
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        threads = [threading.Thread(target=one) for one in (self.act, self.ask)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+    def running(self) -> AbstractContextManager[None]:
+        return running(self._stop, self.act, self.ask)
 
 
 @pytest.mark.slow
@@ -124,7 +108,7 @@ def test_acknowledged_events_and_answers_outlive_a_failover_and_a_move(job: Job,
             assert (traffic.refused, traffic.degraded) == (0, Counter())
             lost = cluster.master_of(slot)
             cluster.kill(lost)
-            wait_for(lambda: cluster.master_of(slot) != lost)
+            wait_for(lambda: cluster.master_of(slot) != lost, 40)
             cluster.start(lost)
             cluster.wait_until(cluster.is_whole, "the lost node follows")
             assert traffic.goes_on()
