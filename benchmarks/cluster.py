@@ -78,9 +78,7 @@ def measure(folder: str, where: dict[str, str]) -> dict[str, Any]:
         return readers[side].read(features, entities).matrix
 
     view = stores["one_node"].get_feature_view("floats_0")
-    stored, online_read.STORED = online_read.STORED, ROWS
-    tables = [online_read.table_of(view, seed) for seed in range(BULKS + 1)]
-    online_read.STORED = stored
+    tables = [online_read.table_of(view, seed, ROWS) for seed in range(BULKS + 1)]
 
     def write(side: str, table: Any) -> None:
         store = stores[side]

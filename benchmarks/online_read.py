@@ -94,18 +94,18 @@ def feature_store(folder: str, port: int, side: str, *, apply: bool = False) -> 
     return store
 
 
-def table_of(view: FeatureView, seed: int) -> pa.Table:
-    """Random rows of a view for STORED entities."""
+def table_of(view: FeatureView, seed: int, rows: int = STORED) -> pa.Table:
+    """Random rows of a view, one for each of so many entities."""
     rng = np.random.default_rng(seed)
-    columns: dict[str, Any] = {view.join_keys[0]: np.arange(STORED)}
+    columns: dict[str, Any] = {view.join_keys[0]: np.arange(rows)}
     for field in view.features:
         if field.dtype == String:
-            lengths = rng.integers(3, 30, STORED)
+            lengths = rng.integers(3, 30, rows)
             columns[field.name] = ["x" * int(n) + str(i) for i, n in enumerate(lengths)]
         else:
-            columns[field.name] = rng.random(STORED, dtype=np.float32)
+            columns[field.name] = rng.random(rows, dtype=np.float32)
     now = datetime.now(UTC)
-    columns["event_timestamp"] = pa.array([now] * STORED, pa.timestamp("us", "UTC"))
+    columns["event_timestamp"] = pa.array([now] * rows, pa.timestamp("us", "UTC"))
     return pa.table(columns)
 
 
