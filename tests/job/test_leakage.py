@@ -111,7 +111,9 @@ def test_a_feature_that_looks_ahead_is_named(job: Job, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_predicted_conversion_does_not_leak(new_job):
+def test_the_predicted_conversion_does_not_leak_and_would_be_named(
+    new_job, monkeypatch: pytest.MonkeyPatch
+):
     feed = make_feed("texts")
     description = feed.description.replace('title = "title"', 'title = "title"\ntext = "title"')
     job = new_job(feed.with_(description=description))
@@ -122,6 +124,20 @@ def test_the_predicted_conversion_does_not_leak(new_job):
     assert len(known.unique()) > 50
     outcome = job.do("leakage")
     assert outcome.code == 0, outcome.err
+
+    honest = build._counts
+
+    def of_all_times(tables, dataset, before, posts):
+        late = pa.scalar(datetime(2100, 1, 1, tzinfo=UTC), pa.timestamp("us", tz="UTC"))
+        return honest(tables, dataset, late, posts)
+
+    monkeypatch.setattr(build, "_counts", of_all_times)
+    leaking = ("--seed", "41", "--refit-clusters")
+    assert job.do("features", *leaking).code == 0
+    outcome = job.do("leakage", *leaking)
+    assert outcome.code == 3
+    assert "post_conversion.post_predicted_positive_rate" in outcome.err
+    assert "1 columns change before the cut" in outcome.err
 
 
 @pytest.mark.skipif(
