@@ -54,6 +54,12 @@ def server(command: Sequence[str], port: int, core: int, redis_port: int) -> Ite
         process.wait(30)
 
 
+def arrivals(rate: float, seconds: float, seed: int = 1) -> np.ndarray:
+    """Return when requests are due, in seconds, ascending: a Poisson process."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+
+
 def free_port() -> int:
     """Return a TCP port that nobody listens on."""
     with socket.socket() as probe:
@@ -123,9 +129,8 @@ class Load:
 
     async def run(self, rate: float, seconds: float, seed: int = 1) -> None:
         """Send requests at a mean rate per second."""
-        rng = np.random.default_rng(seed)
-        due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-        users = rng.integers(0, self.users, len(due)).tolist()
+        due = arrivals(rate, seconds, seed)
+        users = np.random.default_rng(seed).integers(0, self.users, len(due)).tolist()
         free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
         for _ in range(self.connections):
             free.put_nowait(None)

@@ -100,7 +100,13 @@ class Frame:
         The dtype is the reader's. Integers beyond 2**53 are rounded in float64, beyond
         2**24 in float32.
         """
-        matrix = np.empty((self._count, len(self.numeric_names)), dtype=self._dtype)
+        matrix = self.as_matrix(self._dtype)
+        matrix.flags.writeable = False
+        return matrix
+
+    def as_matrix(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return a copy of :attr:`matrix` in another dtype, from what is stored."""
+        matrix = np.empty((self._count, len(self.numeric_names)), dtype=dtype)
         for view in self._views:
             for block in view.plan.blocks:
                 target = matrix[:, block.target : block.target + block.width]
@@ -110,7 +116,6 @@ class Frame:
         for name in self._computed:
             if name in self.numeric_names:
                 matrix[:, self.numeric_names.index(name)] = self.column(name)
-        matrix.flags.writeable = False
         return matrix
 
     def arrow(self, name: str) -> pa.Array:

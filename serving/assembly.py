@@ -32,6 +32,22 @@ Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
+class Values:
+    """The inputs of n posts, not rounded.
+
+    Attributes
+    ----------
+    numbers
+        float64 (n, inputs) in the contract's order, NaN for null and for texts.
+    texts
+        Arrow strings (n,) of the inputs that are texts, null for null.
+    """
+
+    numbers: NDArray[np.float64]
+    texts: Mapping[str, pa.Array]
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """The ranker's inputs of n posts.
 
@@ -43,16 +59,33 @@ class Inputs:
         Makes `table`.
     event_times
         Returns since when an input's values hold: datetime64[us] (n,), NaT for computed ones.
+    make_values
+        Makes `values` without a table.
     """
 
     matrix: Matrix
     make_table: Callable[[], pa.Table]
     event_times: Callable[[str], NDArray[np.datetime64]]
+    make_values: Callable[[], Values] | None = None
 
     @cached_property
     def table(self) -> pa.Table:
         """The same as columns with their own types, made when first asked for."""
         return self.make_table()
+
+    def values(self, names: Sequence[str]) -> Values:
+        """Return what is logged of the contract's inputs: cheaper than columns."""
+        if self.make_values is not None:
+            return self.make_values()
+        numbers = np.full((len(self.matrix), len(names)), np.nan)
+        texts = {}
+        for place, name in enumerate(names):
+            column = self.table[name]
+            if pa.types.is_string(column.type):
+                texts[name] = column.combine_chunks()
+            else:
+                numbers[:, place] = column.cast(pa.float64()).to_numpy()
+        return Values(numbers, texts)
 
 
 class Assembler:
@@ -129,17 +162,11 @@ class Assembler:
         frame = self._reader.read(self.features, entities, begun=begun)
         known = {name: frame.column_distinct(name) for name in self._request_inputs}
         computed = request_features({**request, **known})
-        count, stored = len(frame), frame.matrix
-        width = stored.shape[1]
-        matrix = np.empty((count, width + len(self._computed) + len(self._categories)), np.float32)
-        matrix[:, :width] = stored
-        for name in self._computed:
-            matrix[:, width] = computed[name]
-            width += 1
-        for name, category in self._categories.items():
-            matrix[:, width] = category.codes(frame.arrow_distinct(name))
-            width += 1
-        ordered = np.take(matrix, self._order, axis=1)
+        codes = {
+            name: category.codes(frame.arrow_distinct(name))
+            for name, category in self._categories.items()
+        }
+        count = len(frame)
 
         def event_times(name: str) -> NDArray[np.datetime64]:
             if name in self._computed:
@@ -147,7 +174,33 @@ class Assembler:
             times: NDArray[np.datetime64] = frame.event_times(name)
             return times
 
-        return Inputs(ordered, lambda: self._table(frame, computed), event_times)
+        return Inputs(
+            self._laid_out(frame.matrix, computed, codes),
+            lambda: self._table(frame, computed),
+            event_times,
+            lambda: self._values(frame, computed),
+        )
+
+    def _laid_out(
+        self,
+        stored: NDArray[Any],
+        computed: Mapping[str, NDArray[np.float64]],
+        codes: Mapping[str, NDArray[np.float32]],
+    ) -> NDArray[Any]:
+        """Return all inputs in the contract's order; categories without codes are NaN."""
+        count, width = stored.shape
+        columns = width + len(self._computed) + len(self._categories)
+        matrix = np.empty((count, columns), stored.dtype)
+        matrix[:, :width] = stored
+        for place, name in enumerate(self._computed, width):
+            matrix[:, place] = computed[name]
+        for place, name in enumerate(self._categories, width + len(self._computed)):
+            matrix[:, place] = codes.get(name, np.nan)
+        return np.take(matrix, self._order, axis=1)
+
+    def _values(self, frame: Frame, computed: Mapping[str, NDArray[np.float64]]) -> Values:
+        numbers = self._laid_out(frame.as_matrix(np.float64), computed, {})
+        return Values(numbers, {name: frame.arrow(name) for name in self._categories})
 
     def _table(self, frame: Frame, computed: Mapping[str, NDArray[np.float64]]) -> pa.Table:
         columns = dict(frame.entities)
