@@ -10,8 +10,8 @@ pinned to one core, load and Redis to another one.
 - ``floor``: in one process, without HTTP: one MGET of the same rows, the least code that makes a
   matrix of them, the same ranker, JSON
 
-``p50_ms``, ``p99_ms`` and ``floor_p99_ms`` are at the lowest rate. Arrivals are open-loop (Poisson): a request
-counts from the moment it was due, whether or not the service had time for it.
+``p50_ms``, ``p99_ms`` and ``floor_p99_ms`` are at the lowest rate. Arrivals are open-loop: Poisson;
+a request counts from the moment it was due, whether or not the service had time for it.
 """
 
 from __future__ import annotations
