@@ -11,6 +11,7 @@ from pipelines.features.changes import (
     day_of,
     distinct_changes,
     midnight_of,
+    unix_seconds,
 )
 
 
@@ -51,7 +52,7 @@ def at_least_positives(exposures: ir.NumericValue, positives: ir.NumericValue) -
 
 
 def _with_first_and_last(counts: ir.Table, events: ir.Table, key_id: str) -> ir.Table:
-    seconds = events.event_time.epoch_seconds().cast("int64")
+    seconds = unix_seconds(events.event_time)
     daily = events.group_by(key_id, day=day_of(events.event_time) + 1).agg(
         first_event_unix_s=seconds.min(), last_event_unix_s=seconds.max()
     )

@@ -9,6 +9,8 @@ a point-in-time join takes the last row, whose value still holds.
 from collections.abc import Mapping, Sequence
 
 import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.operations as ops
 import ibis.expr.types as ir
 
 from feature_repo.definitions.columns import LIFETIME, window_suffixes
@@ -16,9 +18,15 @@ from feature_repo.definitions.columns import LIFETIME, window_suffixes
 SECONDS_PER_DAY = 86_400
 
 
+def unix_seconds(time: ir.TimestampColumn) -> ir.IntegerColumn:
+    """Return whole seconds since 1970-01-01 UTC (int64), rounded down."""
+    # DuckDB's are fractions, whatever Ibis says, and a cast would round half of them up.
+    return time.epoch_seconds().floor().cast("int64")
+
+
 def day_of(time: ir.TimestampColumn) -> ir.IntegerColumn:
     """Return whole days since 1970-01-01 UTC (int64)."""
-    return (time.epoch_seconds().cast("int64") // SECONDS_PER_DAY).cast("int64")
+    return (unix_seconds(time) // SECONDS_PER_DAY).cast("int64")
 
 
 def midnight_of(day: ir.IntegerColumn) -> ir.TimestampColumn:
@@ -130,5 +138,14 @@ def accumulate(changes: Sequence[ir.Table], key: str) -> ir.Table:
     changed = per_day.filter(ibis.or_(*(per_day[n] != 0 for n in names)))
     running = ibis.cumulative_window(group_by=key, order_by="day")
     return changed.select(
-        key, "day", **{n: changed[n].sum().over(running).cast("int64") for n in names}
+        key, "day", **{n: _as_int64(changed[n].sum().over(running)) for n in names}
     )
+
+
+def _as_int64(value: ir.IntegerValue) -> ir.IntegerColumn:
+    """Return a cast that stays in the query.
+
+    DuckDB sums up in 128 bits, which it writes to parquet as double; Ibis takes a sum for int64
+    already, so its own ``cast`` leaves out what seems to change nothing.
+    """
+    return ops.Cast(value, to=dt.int64).to_expr()

@@ -12,6 +12,7 @@ import ibis.expr.types as ir
 
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
+from pipelines.features.changes import unix_seconds
 from pipelines.features.tables import LakeTables
 from pipelines.features.topics import topic_names
 
@@ -23,7 +24,7 @@ def compute(tables: LakeTables, dataset: Dataset) -> ir.Table:
         c.post_attribute(a.name): posts[a.name] for a in dataset.post_attributes
     }
     if c.has_created_time(dataset):
-        features[c.POST_CREATED] = posts.known_time.epoch_seconds().cast("int64")
+        features[c.POST_CREATED] = unix_seconds(posts.known_time)
     if dataset.has_text:
         features[c.POST_TEXT_LENGTH] = posts.text.length().cast("int64")
     if dataset.has_topics:

@@ -3,6 +3,8 @@
 import dataclasses
 from datetime import timedelta
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from lake_examples import RATINGS, START, at, lake
 
 from feature_repo.dataset import Dataset
 from pipelines.features import post_activity, user_activity, user_topic_affinity
+from pipelines.features.tables import connect
 
 WINDOWS = {"1d": 1, "7d": 7, "28d": 28, "lifetime": 10**6}
 
@@ -41,6 +44,26 @@ def test_an_event_at_midnight_belongs_to_the_day_that_begins():
     tables = lake([(1, 10, 1.0, True)])
     first = min(r["event_timestamp"] for r in rows_of(user_activity.compute(tables, RATINGS)))
     assert first == at(2)
+
+
+def test_the_last_half_second_of_a_day_belongs_to_it():
+    last = 1 - 0.4 / 86_400
+    (row, *_) = sorted(
+        rows_of(user_activity.compute(lake([(1, 10, last, True)]), RATINGS)),
+        key=lambda r: r["event_timestamp"],
+    )
+    assert row["event_timestamp"] == at(1)
+    assert row["user_last_event_unix_s"] == int(at(1).timestamp()) - 1
+
+
+def test_counts_are_written_as_whole_numbers(tmp_path):
+    backend = connect()
+    of_users = user_activity.compute(lake([(1, 10, 0.5, True)]), RATINGS)
+    backend.to_parquet(of_users, tmp_path / "counts.parquet")
+    types = {field.name: field.type for field in pq.read_schema(tmp_path / "counts.parquet")}
+    counts = {name: kind for name, kind in types.items() if "_count_" in name}
+    assert len(counts) == 12
+    assert set(counts.values()) == {pa.int64()}
 
 
 def test_no_row_is_written_on_a_day_without_change():
