@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -38,21 +39,30 @@ class PartitionWriter:
     config: Mapping[str, Any]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Write a partition batch by batch; yield one report (`REPORT`), none if it is empty."""
+        """Write a partition; yield one report (`REPORT`), none if it is empty.
+
+        Batches are fetched and packed while the one before is being written.
+        """
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is None:
+            return
+        config = RepoConfig(**self.config)
+        view = FeatureView.from_proto(FeatureViewProto.FromString(self.view))
         written, newest = 0, None
-        store: Any = None
-        for batch in batches:
-            if store is None:
-                config = RepoConfig(**self.config)
-                store = get_online_store_from_config(config.online_store)
-                view = FeatureView.from_proto(FeatureViewProto.FromString(self.view))
-            rows = rows_with_keys(batch, view)
-            if not rows.num_rows:
-                continue
-            store.online_write_arrow(config, view, rows)
-            written += rows.num_rows
-            latest = pc.max(rows.column(event_time_of(view)).cast(pa.int64())).as_py()
-            newest = latest if newest is None else max(newest, latest)
+
+        def known() -> Iterator[pa.RecordBatch]:
+            nonlocal written, newest
+            for batch in chain([first], batches):
+                rows = rows_with_keys(batch, view)
+                if rows.num_rows:
+                    written += rows.num_rows
+                    latest = pc.max(rows.column(event_time_of(view)).cast(pa.int64())).as_py()
+                    newest = latest if newest is None else max(newest, latest)
+                    yield rows
+
+        store = get_online_store_from_config(config.online_store)
+        store.online_write_arrow(config, view, known())
         if written:
             yield pa.RecordBatch.from_pydict({"rows": [written], "newest_us": [newest]}, REPORT)
 

@@ -28,6 +28,8 @@ def main(folder: Path, features: Path, host: str, port: int) -> None:
     }
     session = spark_session(spark_settings(settings) | SMALL | executors)
     context = context_of(home=folder / "home")
+    marks = folder / "killed"
+    marks.mkdir()
     store = open_store(
         folder,
         Workspace(features, context.dataset.name),
@@ -35,7 +37,7 @@ def main(folder: Path, features: Path, host: str, port: int) -> None:
         "spark",
         SimpleNamespace(host=host, port=port),
         type="dying_store.DyingOnlineStore",
-        executor=True,
+        executor=str(marks),
     )
     begin, end = datetime(1997, 9, 1, tzinfo=UTC), datetime(1998, 4, 23, tzinfo=UTC)
     store.materialize(begin, end, feature_views=["post_activity", "user_topic_affinity"])

@@ -108,6 +108,7 @@ def test_materialized_rows_agree_though_an_executor_is_killed(
     done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "ExecutorLostFailure" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(VIEWS)
     assert rows_in(redis_client, "spark") == rows_in(redis_client, "here") != {}
 
 
