@@ -76,6 +76,12 @@ COMMANDS = {
     ),
     "ingest": _step("ingest", "Source files through the raw gates into the lake."),
     "features": _step("features", "Lake to gated feature tables."),
+    "embed": Command(
+        "Embeddings of texts and pictures, in shards; `features` takes what is finished.",
+        "pipelines.settings:JobSettings",
+        "pipelines.job.embed:command",
+        is_exclusive=True,
+    ),
     "apply": _step("apply", "Register entities, views and services with Feast."),
     "train": _step("train", "Candidates, training set (point in time), rankers."),
     "evaluate": _step("evaluate", "Metrics on the test slice, report, gate of the model."),
@@ -96,6 +102,12 @@ COMMANDS = {
         "All lists as parquet files: popular, personal, similar, content, final.",
         "pipelines.settings:ListsSettings",
         "pipelines.commands:lists",
+    ),
+    "score": Command(
+        "The final list of every user, in shards: parquet files with your own ids.",
+        "pipelines.settings:ScoreSettings",
+        "pipelines.job.score:command",
+        is_exclusive=True,
     ),
     "serve": Command(
         "The HTTP service: recommend, rank, similar, events, features, metrics.",

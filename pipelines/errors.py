@@ -18,6 +18,7 @@
     │                       (also a ValueError)
     ├── TuningError         a search for settings that found none
     ├── FeatureError        features that cannot be computed
+    ├── ShardError          a process that did a part of the work was killed
     ├── ConversionError     a table of posts from which no conversion can be learned
     ├── BusyError           another run changes the same state; try again when it has ended
     │   └── PublishedElsewhereError  another machine has published since this one last looked
@@ -93,6 +94,10 @@ class TuningError(PipelineError):
 
 class FeatureError(PipelineError):
     """Features that cannot be computed, such as from a text encoder that does not load."""
+
+
+class ShardError(PipelineError):
+    """A process that did a shard of the work was killed; what is finished is kept."""
 
 
 class MissingStepError(PipelineError):

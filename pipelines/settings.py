@@ -99,8 +99,23 @@ class JobSettings(ClusterSettings, DatasetSettings):
     )
     python_views: Literal["refuse", "here"] = Field(
         "refuse",
-        description="Views that are Python, not expressions (embeddings and what follows from "
-        "them), under the profile spark: stop before any work, or compute them on this machine.",
+        description="Views that Spark cannot compute (post_conversion), under the profile spark: "
+        "stop before any work, or compute them on this machine.",
+    )
+    shards: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Into how many ranges of ids the embedding and the scoring of a dataset are "
+        "cut; each is kept as it is finished, so that a killed run goes on from there. By default "
+        "1, and 4 for each core of Spark.",
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Shards done at a time on one machine, each by a process with its own memory; "
+        "by default one for each processor.",
     )
     data: Path | None = Field(
         None,
@@ -275,6 +290,22 @@ class ListsSettings(JobSettings):
 
     output: Path | None = Field(
         None, description="Folder of the files; by default lists/ in the dataset's state folder."
+    )
+
+
+class ScoreSettings(JobSettings):
+    """Settings of `feastrank score`: those of the job, how many posts, and where files go."""
+
+    top: int = Field(100, ge=1, le=10_000, description="Posts of each user at most.")
+    users_per_batch: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Users that are ranked at once, whose candidates and features are held in "
+        "memory; shards begin at multiples of it.",
+    )
+    output: Path | None = Field(
+        None, description="Folder of the files; by default scores/ in the dataset's state folder."
     )
 
 

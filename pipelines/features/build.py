@@ -26,10 +26,8 @@ from pipelines.features import (
     user_topic_affinity,
 )
 from pipelines.features.cluster_cards import ClusterReport, Counts, cluster_report
-from pipelines.features.embedding import Progress
 from pipelines.features.tables import LakeTables
 from pipelines.features.text_clusters import TextClusters
-from pipelines.features.text_encoders import TextModel
 
 Compute = Callable[[LakeTables, Dataset], ir.Table]
 
@@ -51,26 +49,29 @@ CONVERSION_VIEW = "post_conversion"
 CLUSTERS_FILE = "text_clusters.npz"
 """Beside the feature tables: what was fitted, for the next run to apply."""
 
-TEXT_VIEWS = ("post_text", "post_text_clusters")
-"""Views that a text encoder computes."""
+TEXT_VIEW = "post_text"
+"""The view that a text encoder computes."""
+
+CLUSTERS_VIEW = "post_text_clusters"
+"""The view that is fitted on the texts' embeddings, and so comes after them."""
+
+EMBEDDINGS = (TEXT_VIEW, IMAGE_VIEW)
+"""Views that are computed shard by shard, on any engine; see `pipelines.shards`."""
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """How texts are embedded and clustered.
+class ClusterSettings:
+    """How texts are clustered.
 
     Parameters
     ----------
-    model, cache
-        The encoder, and the folder of its cache.
-    fit_before, seed, previous, refit
-        See `post_text.compute`.
+    encoder, fit_before, seed, previous, refit
+        See `post_text.cluster`.
     ids
         The lake's file of the posts' ids in the source.
     """
 
-    model: TextModel
-    cache: Path
+    encoder: str
     fit_before: pa.TimestampScalar
     seed: int
     ids: Path
@@ -101,78 +102,39 @@ def write_expressions(
             yield view.name, ds.dataset(path, format="parquet").count_rows()
 
 
-@dataclass(frozen=True)
-class ImageSettings:
-    """How pictures are embedded: the encoder, its cache folder, and where paths start."""
-
-    model: str
-    cache: Path
-    folder: Path
+def read_view(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a view's table, a file or a folder of files."""
+    # The folder's name, which looks like a file's, must not be taken for a partition's.
+    return pq.read_table(path, columns=columns, partitioning=None)
 
 
-def write_image_view(
-    tables: LakeTables, settings: ImageSettings, folder: Path, on_progress: Progress | None
-) -> tuple[int, str]:
-    """Compute post_image; return its rows, and in words which pictures were refused."""
-    # torch takes seconds to import, which datasets without pictures need not pay.
-    from pipelines.features import image
-
-    posts = tables.posts.select("post_id", "known_time", "image").order_by("post_id").to_pyarrow()
-    table, found = image.compute(
-        posts,
-        folder=settings.folder,
-        cache=settings.cache,
-        model=settings.model,
-        on_progress=on_progress,
-    )
-    pq.write_table(table, folder / f"{IMAGE_VIEW}.parquet")
-    return table.num_rows, found.summary
-
-
-@dataclass(frozen=True)
-class TextResult:
-    """What became of the text views: rows of each, a note on what was embedded, the cards."""
-
-    rows: dict[str, int]
-    note: str
-    cards: ClusterReport
-
-
-def write_text_views(
-    tables: LakeTables,
-    dataset: Dataset,
-    settings: TextSettings,
-    folder: Path,
-    on_progress: Progress | None,
-) -> TextResult:
-    """Compute the text views, and describe their clusters."""
-    posts = tables.posts.select("post_id", "known_time", "text").order_by("post_id").to_pyarrow()
-    made = post_text.compute(
-        posts,
+def write_clusters(
+    tables: LakeTables, dataset: Dataset, settings: ClusterSettings, folder: Path
+) -> tuple[int, ClusterReport]:
+    """Cluster the texts of post_text in ``folder``; return the rows, and cards of the clusters."""
+    made = post_text.cluster(
+        read_view(folder / f"{TEXT_VIEW}.parquet").sort_by("post_id"),
         fit_before=settings.fit_before,
-        model=settings.model,
-        cache=settings.cache,
+        encoder=settings.encoder,
         seed=settings.seed,
         previous=settings.previous,
         refit=settings.refit,
-        on_progress=on_progress,
     )
     made.clusters.save(folder / CLUSTERS_FILE)
-    views = dict(zip(TEXT_VIEWS, (made.post_text, made.post_text_clusters), strict=True))
-    for name, table in views.items():
-        pq.write_table(table, folder / f"{name}.parquet")
-    described = posts.take(pa.array(made.found.places))
+    pq.write_table(made.table, folder / f"{CLUSTERS_VIEW}.parquet")
+    ids = made.table["post_id"]
+    texts = tables.posts.select("post_id", "text").to_pyarrow()
     cards = cluster_report(
         made.clusters,
         made.distances,
-        described["text"].to_pylist(),
-        _ids(settings.ids, described["post_id"]),
+        texts["text"].take(pc.index_in(ids, texts["post_id"])).to_pylist(),
+        _ids(settings.ids, ids),
         made.in_window,
-        _counts(tables, dataset, settings.fit_before, described["post_id"]),
+        _counts(tables, dataset, settings.fit_before, ids),
         dataset=dataset.name,
         previous=settings.previous,
     )
-    return TextResult({n: t.num_rows for n, t in views.items()}, made.found.summary, cards)
+    return made.table.num_rows, cards
 
 
 def write_conversion_view(
@@ -195,7 +157,7 @@ def write_conversion_view(
     vectors = {
         name: _embeddings(folder / f"{view}.parquet", column, posts["post_id"])
         for name, view, column, is_there in (
-            ("text", "post_text", c.TEXT_EMBEDDING, dataset.has_text),
+            ("text", TEXT_VIEW, c.TEXT_EMBEDDING, dataset.has_text),
             ("image", IMAGE_VIEW, c.IMAGE_EMBEDDING, dataset.has_images),
         )
         if is_there
@@ -209,7 +171,7 @@ def write_conversion_view(
 
 def _embeddings(path: Path, column: str, posts: pa.ChunkedArray) -> NDArray[np.float32]:
     """Return a view's vectors by post, float32 (posts, d); NaN where a post has none."""
-    table = pq.read_table(path, columns=["post_id", column])
+    table = read_view(path, ["post_id", column])
     table = table.filter(pc.is_valid(table[column]))
     flat = pc.list_flatten(table[column]).to_numpy().astype(np.float32)
     width = len(flat) // max(table.num_rows, 1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FeatureError
 from pipelines.features.plain_text import plain_text
-from pipelines.features.text_encoders import EMBEDDED, TextEncoder, TextModel
+from pipelines.features.text_encoders import EMBEDDED, TextEncoder, TextModel, loaded_encoder
 from pipelines.features.vector_files import VectorFiles, Vectors, normalised, vector_array
 
 Progress = Callable[[int, int], None]
@@ -97,19 +97,36 @@ def embed_texts(
     if not keys:
         return TextEmbeddings(np.empty((0, 0), np.float32), places, len(plain), 0, 0.0)
     start = time.perf_counter()
-    fingerprint, encoder = model.fingerprint(), None
-    if fingerprint is None:
-        # Loading fetches it.
-        encoder, fingerprint = TextEncoder(model), model.fingerprint()
-    folder = hashlib.sha256(f"text|{_PREPARATION}|{fingerprint}".encode()).hexdigest()[:16]
-    files = VectorFiles(cache / folder, set(keys))
+    fingerprint = local_fingerprint(model)
+    files = VectorFiles(cache / cache_name(fingerprint), set(keys))
     of_key = dict(zip(keys, (plain[i] for i in places.tolist()), strict=True))
     missing = {key: text for key, text in of_key.items() if key not in files.vectors}
     if missing:
-        _embed(missing, encoder or TextEncoder(model), files, on_progress)
+        _embed(missing, loaded_encoder(model, fingerprint), files, on_progress)
     vectors = np.stack([files.vectors[key] for key in keys])
     seconds = time.perf_counter() - start
     return TextEmbeddings(vectors, places, len(plain), len(missing), seconds)
+
+
+def local_fingerprint(model: TextModel) -> str:
+    """Return the fingerprint of a model, which is fetched if it is not here.
+
+    Raises
+    ------
+    FeatureError
+        If it cannot be loaded.
+    """
+    found = model.fingerprint()
+    if found is None:
+        TextEncoder(model)
+        found = model.fingerprint()
+    assert found is not None, "loading a model fetches it"
+    return found
+
+
+def cache_name(fingerprint: str) -> str:
+    """Return the name of a model's folder in the cache, which follows from all that vectors do."""
+    return hashlib.sha256(f"text|{_PREPARATION}|{fingerprint}".encode()).hexdigest()[:16]
 
 
 def _embed(

@@ -11,18 +11,19 @@ twice, in any run or dataset, and an interrupted run loses little.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from feature_repo.definitions import columns as c
-from pipelines.errors import FeatureError
+from pipelines.features.embedding_rows import add_facts, embedding_rows, embedding_schema
 from pipelines.features.image_encoders import ImageEncoder, encoder_identity, load_encoder
 from pipelines.features.pictures import (
     EMBEDDED_IMAGE_MODEL,
@@ -31,9 +32,9 @@ from pipelines.features.pictures import (
     decode_picture,
     read_picture,
 )
-from pipelines.features.vector_files import VectorFiles, Vectors, normalised, vector_array
-
-Progress = Callable[[int, int], None]
+from pipelines.features.vector_files import VectorFiles, Vectors, normalised
+from pipelines.shards import Facts, Progress, rows_key
+from pipelines.steps import content_key
 
 _DECODERS = 2
 # Part of every key: raise it when pictures are prepared differently.
@@ -54,12 +55,15 @@ class ImageEmbeddings:
         Place and refusal of every picture that could not be used.
     absent
         How many of the n were null.
+    embedded
+        Distinct pictures that were not in the cache, and so cost time.
     """
 
     vectors: Vectors
     places: NDArray[np.int64]
     refused: dict[int, Refusal]
     absent: int
+    embedded: int
 
     @property
     def counts(self) -> dict[str, int]:
@@ -67,12 +71,26 @@ class ImageEmbeddings:
         return dict(Counter(one.reason for one in self.refused.values()).most_common())
 
     @property
-    def summary(self) -> str:
-        """The counts in words, with the decoder's words on the first; empty if none was refused."""
+    def reasons(self) -> dict[str, tuple[int, str]]:
+        """Of each reason how many pictures it refused, and the decoder's words on the first."""
         first: dict[str, str] = {}
         for one in self.refused.values():
-            first.setdefault(one.reason, f" (first: {one.detail})" if one.detail else "")
-        return "; ".join(f"{n:,} {REASONS[why]}{first[why]}" for why, n in self.counts.items())
+            first.setdefault(one.reason, one.detail)
+        return {why: (count, first[why]) for why, count in self.counts.items()}
+
+    @property
+    def summary(self) -> str:
+        """The counts in words, with the decoder's words on the first; empty if none was refused."""
+        return in_words(self.reasons)
+
+
+def in_words(reasons: Mapping[str, tuple[int, str]]) -> str:
+    """Return `ImageEmbeddings.reasons` in words, most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: -item[1][0])
+    return "; ".join(
+        f"{count:,} {REASONS[why]}" + (f" (first: {detail})" if detail else "")
+        for why, (count, detail) in ordered
+    )
 
 
 def embed_images(
@@ -106,7 +124,7 @@ def embed_images(
     FeatureError
         If the model cannot be loaded. What a picture holds never raises.
     """
-    work = _Work(VectorFiles(_cache_folder(cache, model)), model, folder, batch_size)
+    work = _Work(VectorFiles(cache / cache_name(model)), model, folder, batch_size)
     values = pictures if isinstance(pictures, pa.ChunkedArray) else pa.chunked_array([pictures])
     total = len(values) - values.null_count
     for done in work.run(values):
@@ -116,45 +134,73 @@ def embed_images(
     known = work.files.vectors
     vectors = [known[work.keys[place]] for place in places.tolist()]
     stacked = np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
-    return ImageEmbeddings(stacked, places, work.refused, len(values) - total)
+    return ImageEmbeddings(stacked, places, work.refused, len(values) - total, work.embedded)
 
 
-def compute(
-    posts: pa.Table,
-    *,
-    folder: Path,
-    cache: Path,
-    model: str,
-    on_progress: Progress | None = None,
-) -> tuple[pa.Table, ImageEmbeddings]:
-    """Embed the pictures of posts.
+@dataclass(frozen=True)
+class EmbedImages:
+    """Makes the rows of post_image of a shard of the lake's posts; see `pipelines.shards.Work`.
+
+    Its facts: ``embedded`` (pictures that were not in the cache), ``absent`` (posts without one)
+    and ``refused`` (`ImageEmbeddings.reasons`).
 
     Parameters
     ----------
-    posts
-        The lake's posts (post_id, known_time, image).
-
-    Returns
-    -------
-    the table post_image, and what became of each picture.
-
-    Raises
-    ------
-    FeatureError
-        If the model cannot be loaded, or no picture at all can be used.
+    model, cache, folder
+        See `embed_images`.
     """
-    found = embed_images(
-        posts["image"], folder=folder, cache=cache, model=model, on_progress=on_progress
-    )
-    if not len(found.places):
-        raise FeatureError(
-            f"pictures: none of {len(posts):,} posts has one that can be used ({found.absent:,} "
-            f"have none; refused: {found.summary or 'none'}); correct posts.image in the "
-            "description"
-        )
-    seen = posts.select(["post_id", "known_time"]).take(pa.array(found.places))
-    columns = {"post_id": seen["post_id"], "event_timestamp": seen["known_time"]}
-    return pa.table({**columns, c.IMAGE_EMBEDDING: vector_array(found.vectors)}), found
+
+    model: str
+    cache: Path
+    folder: Path
+
+    name: ClassVar[str] = "post_image"
+    columns: ClassVar[tuple[str, ...]] = ("known_time", "image")
+    together: ClassVar[int] = 1
+    schema: ClassVar[pa.Schema] = embedding_schema(c.IMAGE_EMBEDDING)
+
+    def key(self, rows: pa.Table) -> str:
+        """Return the hash of encoder and pictures: bytes, or paths with sizes and times."""
+        stamps: list[tuple[int, int] | None] = []
+        if not pa.types.is_binary(rows["image"].type):
+            stamps = [self._stamp(path) for path in rows["image"].to_pylist()]
+        return content_key(self.name, cache_name(self.model), rows_key(rows), stamps)
+
+    def __call__(
+        self, batches: Iterable[pa.RecordBatch], facts: Facts, on_progress: Progress | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a row for each post whose picture can be used."""
+        for posts in batches:
+            found = embed_images(
+                posts["image"],
+                folder=self.folder,
+                cache=self.cache,
+                model=self.model,
+                on_progress=on_progress,
+            )
+            add_facts(facts, embedded=found.embedded, absent=found.absent)
+            facts["refused"] = merged(facts.get("refused", {}), found.reasons)
+            yield embedding_rows(posts, found.places, found.vectors, self.schema)
+
+    def _stamp(self, path: str | None) -> tuple[int, int] | None:
+        # As `read_picture` finds it; what it refuses has no stamp.
+        if path is None or not path.strip() or "\x00" in path:
+            return None
+        try:
+            found = (self.folder / path.strip()).stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+
+def merged(
+    one: Mapping[str, tuple[int, str]], other: Mapping[str, tuple[int, str]]
+) -> dict[str, tuple[int, str]]:
+    """Add up `ImageEmbeddings.reasons` of two parts; the first's words come first."""
+    counts = Counter({why: count for why, (count, _) in one.items()})
+    counts.update({why: count for why, (count, _) in other.items()})
+    words = {why: detail for part in (other, one) for why, (_, detail) in part.items()}
+    return {why: (count, words[why]) for why, count in counts.items()}
 
 
 class _Work:
@@ -165,6 +211,7 @@ class _Work:
         self.batch_size = batch_size
         self.keys: dict[int, str] = {}
         self.refused: dict[int, Refusal] = {}
+        self.embedded = 0
         self._damaged: dict[str, Refusal] = {}
         self._encoder: ImageEncoder | None = None
 
@@ -202,7 +249,7 @@ class _Work:
     def encoder(self) -> ImageEncoder:
         """The encoder, loaded with the first picture that is not in the cache."""
         if self._encoder is None:
-            self._encoder = load_encoder(self.model)
+            self._encoder = loaded_encoder(self.model, encoder_identity(self.model))
         return self._encoder
 
     def _encode(self, batch: list[tuple[str, Future[Any]]]) -> None:
@@ -217,6 +264,7 @@ class _Work:
         if ready:
             vectors = self.encoder.encode([prepared for _, prepared in ready])
             self.files.add([key for key, _ in ready], normalised(vectors))
+            self.embedded += len(ready)
 
     def _refuse_damaged(self) -> None:
         for place, key in list(self.keys.items()):
@@ -239,6 +287,19 @@ def _values(values: pa.ChunkedArray) -> Iterator[str | bytes | None]:
             yield value.as_py()
 
 
-def _cache_folder(cache: Path, model: str) -> Path:
+def cache_name(model: str) -> str:
+    """Return the name of a model's folder in the cache, which follows from all that vectors do."""
     text = f"image|{_PREPARATION}|{encoder_identity(model)}|normalised"
-    return cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def loaded_encoder(model: str, identity: str) -> ImageEncoder:
+    """Return the encoder, loaded once by a process that embeds shard after shard.
+
+    Parameters
+    ----------
+    identity
+        `encoder_identity`: other files under the same name are another encoder.
+    """
+    return load_encoder(model)

@@ -1,4 +1,7 @@
-"""Image encoders: pixels to vectors, on the CPU. The packaged one, or a folder of transformers'."""
+"""Image encoders: pixels to vectors, on a GPU if there is one.
+
+The packaged one, or a folder of transformers'.
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipelines.errors import FeatureError
 from pipelines.features.pictures import EMBEDDED_IMAGE_MODEL
+from pipelines.features.text_encoders import torch_device
 
 _LITE0_SIDE = 224
 # TensorFlow's official preparation of the Lite models: centre crop of 87.5 %, then -1 to 1.
@@ -47,7 +51,9 @@ class EfficientNetLite0:
     side = _LITE0_SIDE
 
     def __init__(self) -> None:
-        self._network = _fused(plain_lite0()).to(memory_format=torch.channels_last)
+        self._device = torch_device()
+        network = _fused(plain_lite0())
+        self._network = network.to(self._device, memory_format=torch.channels_last)
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """Crop the centre and scale it; uint8 (224, 224, 3)."""
@@ -63,13 +69,13 @@ class EfficientNetLite0:
 
     def encode(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Return float32 (n, 1280)."""
-        pixels = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack(prepared)).to(self._device).permute(0, 3, 1, 2)
         batch = pixels.to(torch.float32, memory_format=torch.channels_last)
         with torch.inference_mode():
             features = self._network.extract_features(
                 batch.sub_(_LITE0_MEAN).div_(_LITE0_SCALE)
             ).mean(dim=(2, 3))
-        vectors: NDArray[np.float32] = features.numpy()
+        vectors: NDArray[np.float32] = features.cpu().numpy()
         return vectors
 
 
@@ -99,7 +105,8 @@ class TransformersEncoder:
                 "with config.json, preprocessor_config.json and model.safetensors of a vision model"
             ) from error
         # Models of pictures and texts keep the half that sees in vision_model.
-        self._model = getattr(model, "vision_model", model).eval()
+        self._device = torch_device()
+        self._model = getattr(model, "vision_model", model).eval().to(self._device)
         size = self._processor.size
         self.side = int(max(size.values() if hasattr(size, "values") else [224]))
 
@@ -111,12 +118,13 @@ class TransformersEncoder:
     def encode(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Return the pooled output, or else the mean over places; float32 (n, dimensions)."""
         with torch.inference_mode():
-            output = self._model(pixel_values=torch.from_numpy(np.stack(prepared)))
+            pixels = torch.from_numpy(np.stack(prepared)).to(self._device)
+            output = self._model(pixel_values=pixels)
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             last = output.last_hidden_state
             pooled = last.mean(dim=(2, 3) if last.ndim == 4 else 1)
-        vectors: NDArray[np.float32] = pooled.reshape(len(prepared), -1).float().numpy()
+        vectors: NDArray[np.float32] = pooled.reshape(len(prepared), -1).float().cpu().numpy()
         return vectors
 
 

@@ -10,8 +10,10 @@ post_text_clusters
     ``post_text_pca`` list<float32>; see `text_clusters`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,98 +21,122 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from feature_repo.definitions import columns as c
-from pipelines.errors import FeatureError
-from pipelines.features.embedding import Progress, TextEmbeddings, embed_texts
+from pipelines.features.embedding import cache_name, embed_texts
+from pipelines.features.embedding_rows import add_facts, embedding_rows, embedding_schema
 from pipelines.features.text_clusters import Floats, TextClusters, clusters_for
 from pipelines.features.text_encoders import TextModel
 from pipelines.features.vector_files import vector_array
+from pipelines.shards import Facts, Progress, rows_key
+from pipelines.steps import content_key
 
 
 @dataclass(frozen=True)
-class TextViews:
-    """What `compute` makes of n posts, m of which have something to read.
+class EmbedTexts:
+    """Makes the rows of post_text of a shard of the lake's posts; see `pipelines.shards.Work`.
+
+    Its facts: ``embedded`` (distinct texts that were not in the cache).
+
+    Parameters
+    ----------
+    model
+        The encoder.
+    fingerprint
+        Of the encoder, see `embedding.local_fingerprint`.
+    cache
+        Folder of the cache, shared by datasets and models.
+    """
+
+    model: TextModel
+    fingerprint: str
+    cache: Path
+
+    name: ClassVar[str] = "post_text"
+    columns: ClassVar[tuple[str, ...]] = ("known_time", "text")
+    together: ClassVar[int] = 1
+    schema: ClassVar[pa.Schema] = embedding_schema(c.TEXT_EMBEDDING)
+
+    def key(self, rows: pa.Table) -> str:
+        """Return the hash of encoder and texts."""
+        return content_key(self.name, cache_name(self.fingerprint), rows_key(rows))
+
+    def __call__(
+        self, batches: Iterable[pa.RecordBatch], facts: Facts, on_progress: Progress | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a row for each post with anything to read."""
+        for posts in batches:
+            found = embed_texts(
+                posts["text"].to_pylist(),
+                model=self.model,
+                cache=self.cache,
+                on_progress=on_progress,
+            )
+            add_facts(facts, embedded=found.embedded)
+            yield embedding_rows(posts, found.places, found.vectors, self.schema)
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """What `cluster` makes of m posts with text.
 
     Attributes
     ----------
-    post_text, post_text_clusters
-        The views' tables, m rows.
+    table
+        The view post_text_clusters, m rows.
     clusters
         Fitted in this run, or as they were stored.
     distances
         To the clusters' centres, shape (m, k).
     in_window
         Which of the m posts the clusters are fitted on.
-    found
-        What was embedded.
     """
 
-    post_text: pa.Table
-    post_text_clusters: pa.Table
+    table: pa.Table
     clusters: TextClusters
     distances: Floats
     in_window: NDArray[np.bool_]
-    found: TextEmbeddings
 
 
-def compute(
-    posts: pa.Table,
+def cluster(
+    texts: pa.Table,
     *,
     fit_before: pa.TimestampScalar,
-    model: TextModel,
-    cache: Path,
+    encoder: str,
     seed: int,
     previous: TextClusters | None = None,
     refit: bool = False,
-    on_progress: Progress | None = None,
-) -> TextViews:
-    """Embed and cluster posts.
+) -> Clustered:
+    """Cluster posts.
 
     Parameters
     ----------
-    posts
-        The lake's posts (post_id, known_time, text); rows without anything to read are left out.
+    texts
+        The view post_text, at least one row.
     fit_before
         Clusters are fitted on posts known before this time, or at the dataset's beginning.
+    encoder
+        The encoder's fingerprint.
     previous
         The stored clusters, applied as they are while the cut and the encoder stay.
     refit
         Fit the clusters anew in any case.
-
-    Raises
-    ------
-    FeatureError
-        If the model cannot be loaded, or no post has anything to read.
     """
-    found = embed_texts(
-        posts["text"].to_pylist(), model=model, cache=cache, on_progress=on_progress
-    )
-    if not len(found.places):
-        raise FeatureError(
-            f"texts: none of {len(posts):,} posts has anything to read; correct posts.text in the "
-            "description, or leave it out"
-        )
-    embeddings, texts = found.vectors, posts.take(pa.array(found.places))
-    early = pc.less_equal(texts["known_time"], pc.min(texts["known_time"]))
-    known = pc.or_(early, pc.less(texts["known_time"], fit_before)).to_numpy()
+    flat = pc.list_flatten(texts[c.TEXT_EMBEDDING]).to_numpy()
+    embeddings, times = flat.reshape(texts.num_rows, -1), texts["event_timestamp"]
+    early = pc.less_equal(times, pc.min(times))
+    known = pc.or_(early, pc.less(times, fit_before)).to_numpy()
     clusters = clusters_for(
         embeddings[known],
         previous,
         seed=seed,
-        encoder=model.fingerprint() or model.name,
+        encoder=encoder,
         fitted_before=f"{fit_before.as_py():%Y-%m-%d %H:%M:%S.%f} UTC",
         refit=refit,
     )
-    keys = {"post_id": texts["post_id"], "event_timestamp": texts["known_time"]}
+    keys = {"post_id": texts["post_id"], "event_timestamp": times}
     reduced = clusters.reduce(embeddings)
     distances = clusters.distances(reduced)
-    return TextViews(
-        pa.table({**keys, c.TEXT_EMBEDDING: vector_array(embeddings)}),
-        pa.table({**keys, **_cluster_columns(reduced, distances)}),
-        clusters,
-        distances,
-        known,
-        found,
-    )
+    table = pa.table({**keys, **_cluster_columns(reduced, distances)})
+    return Clustered(table, clusters, distances, known)
 
 
 def _cluster_columns(reduced: Floats, distances: Floats) -> dict[str, pa.Array]:

@@ -1,9 +1,10 @@
-"""Text encoders on the CPU: tokens to vectors, in batches of texts of like length."""
+"""Text encoders: tokens to vectors, texts of like length together; on a GPU if there is one."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +107,9 @@ class TextEncoder:
 
         logging.disable_progress_bar()
         try:
-            self._network = SentenceTransformer(str(model.folder() or model.name), device="cpu")
+            self._network = SentenceTransformer(
+                str(model.folder() or model.name), device=torch_device()
+            )
         except (OSError, ValueError, KeyError) as error:
             raise FeatureError(
                 f"text model {model.name}: cannot be loaded ({str(error)[:300]}); name a folder "
@@ -137,11 +140,30 @@ class TextEncoder:
     def _forward(self, tokens: dict[str, list[list[int]]]) -> NDArray[np.float32]:
         import torch
 
-        padded = self._tokenizer.pad(tokens, return_tensors="pt")
+        padded = self._tokenizer.pad(tokens, return_tensors="pt").to(self._network.device)
         with torch.inference_mode():
             found = self._network({**padded, "modality": "text"})["sentence_embedding"]
-        vectors: NDArray[np.float32] = found.to(torch.float32).numpy()
+        vectors: NDArray[np.float32] = found.to(torch.float32).cpu().numpy()
         return vectors
+
+
+@lru_cache(maxsize=1)
+def loaded_encoder(model: TextModel, fingerprint: str) -> TextEncoder:
+    """Return the encoder, loaded once by a process that embeds shard after shard.
+
+    Parameters
+    ----------
+    fingerprint
+        `TextModel.fingerprint`: other files under the same name are another encoder.
+    """
+    return TextEncoder(model)
+
+
+def torch_device() -> str:
+    """Return where encoders compute: a GPU that torch sees, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -52,6 +52,9 @@ class VectorFiles:
 
     def _read(self, part: Path, wanted: pa.Array | None) -> None:
         try:
+            # Vectors are most of a file, and few files have one for any given shard.
+            if wanted is not None and not _has_any(part, wanted):
+                return
             table = pq.read_table(part)
         except (pa.ArrowInvalid, OSError) as error:
             raise FeatureError(
@@ -85,6 +88,11 @@ class VectorFiles:
         pq.write_table(pa.table({"key": self._new, "embedding": vector_array(vectors)}), partial)
         partial.replace(self.folder / f"{name}.parquet")
         self._new = []
+
+
+def _has_any(part: Path, wanted: pa.Array) -> bool:
+    keys = pq.read_table(part, columns=["key"])["key"]
+    return bool(pc.any(pc.is_in(keys, wanted)).as_py())
 
 
 def vector_array(vectors: Vectors) -> pa.ListArray:

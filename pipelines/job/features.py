@@ -17,22 +17,20 @@ from feature_repo.definitions.views import feature_views
 from pipelines.evaluation.split import Slices, time_slices
 from pipelines.features.build import (
     CLUSTERS_FILE,
+    CLUSTERS_VIEW,
     CONVERSION_VIEW,
-    IMAGE_VIEW,
-    ImageSettings,
-    TextSettings,
+    ClusterSettings,
+    write_clusters,
     write_conversion_view,
     write_expressions,
-    write_image_view,
-    write_text_views,
 )
 from pipelines.features.cluster_cards import CLUSTERS_PAGE, ClusterReport
+from pipelines.features.embedding import local_fingerprint
 from pipelines.features.tables import open_lake
 from pipelines.features.text_clusters import TextClusters
-from pipelines.features.text_encoders import TextModel
 from pipelines.job.context import Context, Progresses
+from pipelines.job.embed import embed, embedding_views, text_model_of
 from pipelines.job.gates import judge
-from pipelines.job.ingest import base_folder
 from pipelines.job.lake_gate import judge_lake
 from pipelines.job.profile import expression_backend, require_profile
 from pipelines.settings import JobSettings
@@ -73,11 +71,6 @@ def run(context: Context) -> StepRecord:
     return context.step(NAME, key, outputs, work)
 
 
-def text_model_of(settings: JobSettings) -> TextModel:
-    """Return the text encoder that the settings name."""
-    return TextModel(settings.text_model, settings.text_pooling)
-
-
 def read_events(lake: Path, *columns: str) -> pa.Table:
     """Read columns of all the lake's events, in the source's order."""
     events = ds.dataset(lake / "events", format="parquet", partitioning="hive")
@@ -113,28 +106,21 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
         rows[name] = count
         progress(len(rows), len(views))
     cut = pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC"))
+    for view in embedding_views(context.dataset):
+        made = embed(context, view, bars)
+        made.place(staging / f"{view}.parquet", as_folder=settings.profile == "spark")
+        rows[view] = made.done.rows
+        notes.append(made.summary)
     if context.dataset.has_text:
-        text = TextSettings(
-            model=text_model_of(settings),
-            cache=workspace.home / "embeddings",
+        clusters = ClusterSettings(
+            encoder=local_fingerprint(text_model_of(settings)),
             fit_before=cut,
             seed=settings.seed,
             ids=workspace.lake / "ids" / "posts.parquet",
             previous=TextClusters.load(workspace.features / CLUSTERS_FILE),
             refit=settings.refit_clusters,
         )
-        made = write_text_views(tables, context.dataset, text, staging, bars.bar("texts embedded"))
-        rows.update(made.rows)
-        notes.append(made.note)
-        cards = made.cards
-    if context.dataset.has_images:
-        images = ImageSettings(
-            settings.image_model, workspace.home / "embeddings", base_folder(context)
-        )
-        rows[IMAGE_VIEW], refused = write_image_view(
-            tables, images, staging, bars.bar("pictures embedded")
-        )
-        notes.append(f"pictures refused: {refused}" if refused else "")
+        rows[CLUSTERS_VIEW], cards = write_clusters(tables, context.dataset, clusters, staging)
     if any(view.name == CONVERSION_VIEW for view in views):
         rows[CONVERSION_VIEW] = write_conversion_view(
             tables, context.dataset, cut, settings.seed, staging

@@ -24,31 +24,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.table import Table
 
-from feature_repo.contract import Contract
 from pipelines.candidates.als import ALS
 from pipelines.candidates.content import Content
-from pipelines.candidates.groups import ranked
-from pipelines.candidates.interactions import Ids, Interactions, positions
-from pipelines.candidates.merge import merge_candidates
+from pipelines.candidates.interactions import Ids, Interactions
 from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.errors import PipelineError
 from pipelines.evaluation.report import list_table, measured_users
 from pipelines.job.context import Context, Progresses, open_store, progress_bars
 from pipelines.job.evaluate import RANKED, measure_generator, report_of
 from pipelines.job.features import read_events
-from pipelines.job.sources import generators, recommend_with
-from pipelines.ranking.training_set import label_candidates, pairs_of, retrieve
+from pipelines.job.final_lists import USERS_PER_BATCH, FinalLists, Outside
+from pipelines.job.sources import generators
 from serving.bundle import open_current
-from serving.generation import generation_contract, generation_store
-from serving.inputs import InputEncoder
-from serving.ranker import Scorer, load_ranker
+from serving.generation import generation_store
 
 TOP, SIMILAR = 100, 10
-# Their candidates and features are held at once.
-USERS_PER_BATCH = 1_000
 CONTENT = "content_recommendations"
 PERSONAL = "personal_als"
 # Generator -> its file.
@@ -134,7 +126,7 @@ class _Lists:
         lake = context.workspace.lake
         users = pq.read_table(lake / "users", columns=["user_id"])["user_id"]
         self.users: Ids = pc.unique(users).sort().to_numpy()
-        self.outside = _Outside(lake)
+        self.outside = Outside(lake)
         events = read_events(lake, "user_id", "post_id", "event_time", "weight")
         self.interactions = Interactions.from_table(events)
 
@@ -155,8 +147,8 @@ class _Lists:
         if Content.name in fitted:
             content = fitted[Content.name]
             tables[CONTENT] = self._in_batches(CONTENT, lambda u: content.recommend(u, TOP))
-        final = _Final(self.context, [fitted[name] for name in self.context.sources])
-        tables["recommendations"] = self._in_batches("recommendations", final.of)
+        final = _final_lists(self.context, [fitted[name] for name in self.context.sources])
+        tables["recommendations"] = self._in_batches("recommendations", lambda u: final.of(u, TOP))
         return {name: self._write(name, parts) for name, parts in tables.items()}
 
     def _in_batches(self, title: str, lists_of: Callable[[Ids], pa.Table]) -> Iterator[pa.Table]:
@@ -182,59 +174,11 @@ class _Lists:
         return rows
 
 
-class _Final:
-    """The published ranker's order of what all sources propose, as the online answers have it."""
-
-    def __init__(self, context: Context, sources: list[CandidateGenerator]) -> None:
-        self.settings, self.sources = context.settings, sources
-        folder, manifest = open_current(context.workspace.bundles)
-        self.store = generation_store(open_store(context.workspace), folder, manifest)
-        self.contract: Contract = generation_contract(self.store, manifest)
-        self.encoder = InputEncoder.load(folder / "categories.json", self.contract)
-        self.ranker: Scorer = load_ranker(folder / manifest.ranker)
-        now = datetime.now(UTC).replace(microsecond=0)
-        self.moment = datetime.fromisoformat(manifest.as_of) if manifest.as_of else now
-
-    def of(self, users: Ids) -> pa.Table:
-        """Return up to `TOP` posts of each user: user_id, post_id, score, rank."""
-        proposed = [recommend_with(source, users, self.settings) for source in self.sources]
-        # Nobody knows yet what will be liked; the join wants the training set's shape.
-        unlabelled = pa.table({"user_id": users[:0], "post_id": users[:0]})
-        candidates = merge_candidates(proposed)
-        requests = label_candidates(candidates, unlabelled, at=self.moment, name="final")
-        rows = retrieve(self.store, requests, self.contract)
-        scores = self.ranker.predict(self.encoder.encode(rows))
-        return ranked(*pairs_of(rows), scores, source="final", k=TOP)
-
-
-class _Outside:
-    """Dense ids to the source's ids and titles."""
-
-    def __init__(self, lake: Path) -> None:
-        self.users = pq.read_table(lake / "ids" / "users.parquet").sort_by("user_id")
-        self.posts = pq.read_table(lake / "ids" / "posts.parquet").sort_by("post_id")
-        titles = pq.read_table(lake / "posts", columns=["post_id", "title"]).sort_by("post_id")
-        has_titles = titles["title"].null_count < titles.num_rows
-        self.titles = titles if has_titles else None
-
-    def named(self, lists: pa.Table) -> pa.Table:
-        """Return one file's rows, columns in the module's order."""
-        columns: dict[str, Any] = {}
-        if "user_id" in lists.column_names:
-            columns["user_id"] = _taken(self.users, "user_id", "external_id", lists["user_id"])
-        columns["item_id"] = _taken(self.posts, "post_id", "external_id", lists["post_id"])
-        shown = lists["post_id"]
-        if "similar_post_id" in lists.column_names:
-            shown = lists["similar_post_id"]
-            columns["similar_item_id"] = _taken(self.posts, "post_id", "external_id", shown)
-        columns |= {"score": lists["score"], "rank": lists["rank"]}
-        if self.titles is not None:
-            columns["name"] = _taken(self.titles, "post_id", "title", shown)
-        return pa.table(columns)
-
-
-def _taken(table: pa.Table, key: str, column: str, wanted: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Look values up in a table that is sorted by its key; null where the key is not there."""
-    known: NDArray[np.int64] = np.asarray(table[key])
-    places = positions(np.asarray(wanted), known)
-    return table[column].take(pa.array(places, mask=places < 0))
+def _final_lists(context: Context, sources: list[CandidateGenerator]) -> FinalLists:
+    """Return the published ranker over fitted sources, now or at the bundle's own moment."""
+    folder, manifest = open_current(context.workspace.bundles)
+    store = generation_store(open_store(context.workspace), folder, manifest)
+    now = datetime.now(UTC).replace(microsecond=0)
+    moment = datetime.fromisoformat(manifest.as_of) if manifest.as_of else now
+    candidates = context.settings.candidates_per_source
+    return FinalLists(store, folder, manifest, sources, moment, candidates)

@@ -7,7 +7,7 @@ backend of the feature expressions.
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ibis
 import yaml
@@ -15,10 +15,13 @@ import yaml
 from feastpack.spark_session import check_spark, spark_session
 from feature_repo.definitions.views import feature_views
 from pipelines.errors import FeatureError
-from pipelines.features.build import EXPRESSIONS
+from pipelines.features.build import CLUSTERS_VIEW, EMBEDDINGS, EXPRESSIONS
 from pipelines.features.tables import connect, connect_spark
 from pipelines.job.context import FEATURE_REPO, Context
 from pipelines.settings import JobSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _CONFIGURATIONS = {"one-machine": "feature_store.yaml", "spark": "feature_store.spark.yaml"}
 _WHERE_REDIS_IS = r"(?m)^(  # REDIS_URL .*\n)?  connection_string: embedded:.*$"
@@ -61,12 +64,14 @@ def require_profile(context: Context) -> None:
     if settings.profile != "spark":
         return
     views = [view.name for view in feature_views(context.dataset, context.workspace)]
-    python = [name for name in views if name not in EXPRESSIONS]
+    # Clusters take vectors that are there already, which is little beside making them.
+    elsewhere = (*EXPRESSIONS, *EMBEDDINGS, CLUSTERS_VIEW)
+    python = [name for name in views if name not in elsewhere]
     if python and settings.python_views == "refuse":
         raise FeatureError(
             f"{context.dataset.name}: {', '.join(python)} cannot run on Spark: what computes "
             "them is Python on one machine, not an expression; pass --python-views here to "
-            "compute them on this one, or leave texts and images out of the description"
+            "compute them on this one, or leave impressions out of the description"
         )
     check_spark(spark_settings(settings))
 
@@ -80,5 +85,16 @@ def expression_backend(settings: JobSettings) -> ibis.BaseBackend:
         If Spark cannot be started.
     """
     if settings.profile == "spark":
-        return connect_spark(spark_session(spark_settings(settings)))
+        return connect_spark(spark_of(settings))
     return connect()
+
+
+def spark_of(settings: JobSettings) -> "SparkSession":
+    """Return the session of the profile spark.
+
+    Raises
+    ------
+    feastpack.errors.SparkError
+        If Spark cannot be started.
+    """
+    return spark_session(spark_settings(settings))

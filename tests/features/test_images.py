@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipelines.errors import FeatureError
-from pipelines.features.image import compute, embed_images
+from pipelines.features.image import EmbedImages, embed_images
 from pipelines.features.image_encoders import EfficientNetLite0, plain_lite0
 from pipelines.features.pictures import (
     MAX_BYTES,
@@ -188,11 +188,23 @@ def test_table_has_a_row_for_each_usable_picture(tmp_path):
     posts = pa.table(
         {"post_id": [4, 5, 6], "known_time": times, "image": [small("PNG"), b"bad", small("JPEG")]}
     )
-    table, found = compute(posts, folder=tmp_path, cache=tmp_path, model="efficientnet-lite0")
+    facts = {}
+    work = EmbedImages("efficientnet-lite0", tmp_path, tmp_path)
+    table = pa.Table.from_batches(work(posts.to_batches(), facts, None))
     assert table["post_id"].to_pylist() == [4, 6]
     assert table["event_timestamp"].to_pylist() == times.take(pa.array([0, 2])).to_pylist()
     assert table.schema.field("post_image_embedding").type == pa.list_(pa.float32())
-    assert found.counts == {"not_an_image": 1}
+    assert facts == {"embedded": 2, "absent": 0, "refused": {"not_an_image": (1, "")}}
+
+
+def test_a_picture_that_changes_under_its_name_changes_the_key(tmp_path):
+    (tmp_path / "a.png").write_bytes(small("PNG"))
+    posts = pa.table({"post_id": [1, 2], "image": ["a.png", "gone.png"]})
+    work = EmbedImages("efficientnet-lite0", tmp_path, tmp_path)
+    before = work.key(posts)
+    assert work.key(posts) == before
+    (tmp_path / "a.png").write_bytes(small("GIF"))
+    assert work.key(posts) != before
 
 
 def test_a_vision_model_of_transformers_is_taken_from_its_folder(tmp_path):

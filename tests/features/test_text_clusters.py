@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from pipelines.errors import FeatureError
 from pipelines.features import post_text
 from pipelines.features.cluster_cards import ClusterReport, cluster_report, telling_terms
+from pipelines.features.embedding import local_fingerprint
 from pipelines.features.text_clusters import TextClusters, clusters_for
 from pipelines.features.text_encoders import TextModel
 
@@ -167,20 +168,18 @@ def test_only_posts_of_the_window_are_fitted_on(tmp_path):
     posts = pa.table({"post_id": range(8), "known_time": times, "text": words})
     cut = pa.scalar(4, TIME)
 
-    def made(table: pa.Table, **more: object) -> post_text.TextViews:
-        return post_text.compute(
-            table, fit_before=cut, model=model, cache=tmp_path / "cache", seed=1, **more
-        )
+    work = post_text.EmbedTexts(model, local_fingerprint(model), tmp_path / "cache")
+
+    def made(table: pa.Table, **more: object) -> post_text.Clustered:
+        texts = pa.Table.from_batches(work(table.to_batches(), {}, None))
+        return post_text.cluster(texts, fit_before=cut, encoder=work.fingerprint, seed=1, **more)
 
     whole = made(posts)
-    assert whole.post_text_clusters["post_id"].to_pylist() == [0, 1, 2, 3, 4, 6, 7]
+    assert whole.table["post_id"].to_pylist() == [0, 1, 2, 3, 4, 6, 7]
     assert whole.in_window.tolist() == [True] * 5 + [False] * 2
     past = made(posts.slice(0, 6))
     np.testing.assert_array_equal(past.clusters.centres, whole.clusters.centres)
-    assert past.post_text_clusters == whole.post_text_clusters.slice(0, 5)
+    assert past.table == whole.table.slice(0, 5)
     later = made(posts, previous=past.clusters)
     assert later.clusters is past.clusters
-    assert later.post_text_clusters == whole.post_text_clusters
-    assert len(later.post_text["post_text_embedding"][0]) == 24
-    with pytest.raises(FeatureError, match="none of 1 posts has anything to read"):
-        made(posts.slice(5, 1))
+    assert later.table == whole.table

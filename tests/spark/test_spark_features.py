@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 import pytest
-from equal_tables import as_declared, assert_equal
+from equal_tables import assert_declared, assert_equal
 from spark_tables import context_of, make_tables
 
 from feature_repo.contract import registered_contract
@@ -21,9 +21,9 @@ def compare(tables):
         # Spark's is a folder, whose name must not be taken for a partition's.
         sides = (tables.by_spark, tables.by_duckdb)
         spark, duckdb = (
-            as_declared(pq.read_table(side.feature_table(view.name), partitioning=None), view)
-            for side in sides
+            pq.read_table(side.feature_table(view.name), partitioning=None) for side in sides
         )
+        assert_declared(duckdb, view)
         assert_equal(spark, duckdb, [key_of(view), "event_timestamp"])
 
 
@@ -44,9 +44,30 @@ def test_expressions_agree_on_a_million_simulated_events(spark, tmp_path):
     compare(make_tables(context, spark, tmp_path))
 
 
+DESCRIPTION = """
+name = "shown"
+[posts]
+path = "posts.csv"
+format = "csv"
+id = "post"
+text = ["title"]
+[events]
+path = "events.csv"
+format = "csv"
+user = "user"
+post = "post"
+time = { column = "time" }
+action = { column = "action" }
+impressions = { actions = ["view"] }
+positive = { actions = ["like"] }
+"""
+
+
 def test_views_that_are_python_are_refused_before_work_starts(tmp_path):
-    context = context_of(home=tmp_path, profile="spark")
-    with pytest.raises(FeatureError, match=r"post_text, post_text_clusters cannot run on Spark"):
+    path = tmp_path / "shown.toml"
+    path.write_text(DESCRIPTION, encoding="utf-8")
+    context = context_of(dataset=str(path), home=tmp_path, profile="spark")
+    with pytest.raises(FeatureError, match=r"shown: post_conversion cannot run on Spark"):
         features.run(context)
     assert not context.workspace.root.exists()
 
