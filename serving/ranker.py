@@ -203,7 +203,7 @@ class CatBoostColumns:
         codes = matrix[:, self.categories]
         known = (codes >= 0) & (codes < missing)
         places = np.where(known, codes, missing).astype(np.int64)
-        # Column by column CatBoost takes it as it is; rows it turns over, in a thread made for that.
+        # Columns CatBoost takes as they are; rows it turns over, in a thread made for that.
         numbers = np.asfortranarray(matrix[:, self.numbers], dtype=np.float32)
         return catboost.FeaturesData(
             num_feature_data=numbers if len(self.numbers) else None,
