@@ -34,6 +34,7 @@ from joblib import cpu_count
 
 from feastpack.spark_session import spark_failures
 from pipelines.errors import ShardError
+from pipelines.steps import content_key
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -141,7 +142,8 @@ class ShardJob:
         """Do one shard, unless its file is there."""
         start = time.perf_counter()
         rows = self._rows(shard)
-        path = self.folder / f"{shard:05d}-{self.work.key(rows)[:16]}.parquet"
+        key = content_key(self.work.key(rows), self.work.schema.to_string())
+        path = self.folder / f"{shard:05d}-{key[:16]}.parquet"
         is_new = not path.exists()
         if is_new:
             self._write(rows, path, on_progress)

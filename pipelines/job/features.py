@@ -54,6 +54,8 @@ def run(context: Context) -> StepRecord:
         [settings.test_share, settings.label_slices, settings.slice_share, settings.seed],
         code_key(
             "pipelines.features",
+            "pipelines.shards",
+            "pipelines.job.embed",
             "pipelines.conversion",
             "feature_repo",
             "pipelines.evaluation.split",

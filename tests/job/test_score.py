@@ -75,6 +75,7 @@ def test_without_texts_and_pictures_there_is_nothing_to_embed(job: Job):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_embedding_and_scoring_go_on_after_a_kill(new_job):
     feed = make_feed("texts")
     described = feed.description.replace('title = "title"', 'title = "title"\ntext = ["title"]')

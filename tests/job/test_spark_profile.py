@@ -48,6 +48,7 @@ def spark_defaults(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_job_on_spark_gives_the_same_answers(job, new_job, spark_defaults):
     on_spark = new_job(make_feed())
     done = on_spark.spawn("run", "--profile", "spark", "--spark-master", "local[2,4]")
@@ -80,6 +81,7 @@ def test_the_whole_job_on_spark_gives_the_same_answers(job, new_job, spark_defau
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_texts_are_embedded_on_spark_as_here(new_job, spark_defaults):
     feed = make_feed("texts")
     described = feed.description.replace('title = "title"', 'title = "title"\ntext = ["title"]')

@@ -33,6 +33,7 @@ def test_expressions_agree_on_movielens(movielens):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_expressions_agree_on_a_million_simulated_events(spark, tmp_path):
     size = Size(
         users=20_000, posts=7_023, views=1_000_000, days=75, test_days=7, moments=100, seed=1

@@ -99,13 +99,14 @@ def test_materialized_rows_agree_though_tasks_die(movielens, tmp_path, redis_ser
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_materialized_rows_agree_though_an_executor_is_killed(
     movielens, tmp_path, redis_server, redis_client
 ):
     materialize(movielens, tmp_path, redis_server, "here")
     job = [sys.executable, str(HERE / "cluster_job.py"), str(tmp_path)]
     job += [str(movielens.by_spark.home), redis_server.host, str(redis_server.port)]
-    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "ExecutorLostFailure" in done.stderr
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(VIEWS)
