@@ -209,6 +209,23 @@ def _group_query(keys: list[str], kept: str) -> str:
     )
 
 
+def _scattered_query(keys: list[str], kept: str) -> str:
+    """Return a query of rows, and of rows that share a key, for keys that hardly ever come again.
+
+    They are grouped by a hash of 8 bytes first, and themselves only where a hash comes again.
+    """
+    selected = ", ".join(f"{key} AS k{i}" for i, key in enumerate(keys))
+    code = f"hash({', '.join(keys)})"
+    return (
+        f"WITH again AS (SELECT {code} AS code FROM {SOURCE} AS t WHERE {kept} GROUP BY ALL "
+        "HAVING count(*) > 1), "
+        f"grouped AS (SELECT {selected}, count(*) AS n FROM {SOURCE} AS t "
+        f"WHERE ({kept}) AND {code} IN (FROM again) GROUP BY ALL) "
+        f"SELECT (SELECT count(*) FROM {SOURCE} AS t WHERE {kept}) AS rows, "
+        "coalesce(sum(n) FILTER (WHERE n > 1), 0)::BIGINT AS repeated FROM grouped"
+    )
+
+
 def _repeated(keys: list[str], kept: str) -> str:
     selected = ", ".join(f"{key} AS k{i}" for i, key in enumerate(keys))
     same = " AND ".join(f"d.k{i} IS NOT DISTINCT FROM {key}" for i, key in enumerate(keys))
@@ -241,7 +258,7 @@ def _compound_unique(expectation: Any, columns: Columns, _: Mapping[str, pa.Sche
     metric = expectation.map_metric
     return Measure(
         own_query=(
-            _group_query(values, kept),
+            _scattered_query(values, kept),
             {f"{metric}.unexpected_count": "repeated", f"{metric}.filtered_row_count": "rows"},
         ),
         at_fault=_repeated(values, kept),

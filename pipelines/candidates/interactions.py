@@ -29,6 +29,23 @@ def positions(ids: NDArray[Any], sorted_ids: Ids) -> Ids:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """Pairs that count as seen, each once, ordered by user, then post: int64 arrays of one length.
+
+    Attributes
+    ----------
+    users, posts
+        Ids.
+    times
+        When the user first saw the post, microseconds since 1970 (UTC).
+    """
+
+    users: Ids
+    posts: Ids
+    times: Ids
+
+
+@dataclass(frozen=True, eq=False)
 class Interactions:
     """Positive events, indexed, and every pair a user has seen.
 
@@ -103,6 +120,29 @@ class Interactions:
         return cls._assemble(*events, seen_users, seen_posts, seen_times)
 
     @classmethod
+    def from_positives(cls, table: pa.Table, seen: Seen, user_ids: Ids) -> Interactions:
+        """Index positive events, where everything else is known already.
+
+        Parameters
+        ----------
+        table
+            As `from_table` takes it, of positives only.
+        seen
+            Pairs that count as seen.
+        user_ids
+            Ascending, distinct: everybody with a positive or a seen post, and others who are
+            to have a row.
+
+        Raises
+        ------
+        InteractionsError
+            As `from_table`.
+        """
+        order = _column(table, "event_order", pa.int64(), "events")
+        events = (*_pairs(table, "events"), _weights(table), order)
+        return cls._indexed(*events, seen, user_ids)
+
+    @classmethod
     def _assemble(
         cls,
         users: Ids,
@@ -114,21 +154,34 @@ class Interactions:
         seen_posts: Ids,
         seen_times: Ids,
     ) -> Interactions:
-        if len(users) == 0:
-            raise InteractionsError(
-                f"events: found no positive event among {len(seen_users):,} rows, expected at "
-                "least one with weight > 0; widen the period or check which actions the dataset "
-                "description calls positive"
-            )
-        # The order of rows in the source must change nothing: the keys decide, to the last one.
-        by_time = np.lexsort((weights, posts, order, times, users))
         by_pair = np.lexsort((seen_times, seen_posts, seen_users))
         seen_users, seen_posts, seen_times = (
             column[by_pair] for column in (seen_users, seen_posts, seen_times)
         )
         first = np.ones(len(seen_users), dtype=bool)
         first[1:] = (np.diff(seen_users) != 0) | (np.diff(seen_posts) != 0)
-        user_ids = np.unique(seen_users)
+        seen = Seen(seen_users[first], seen_posts[first], seen_times[first])
+        return cls._indexed(users, posts, times, weights, order, seen, np.unique(seen.users))
+
+    @classmethod
+    def _indexed(
+        cls,
+        users: Ids,
+        posts: Ids,
+        times: Ids,
+        weights: NDArray[np.float64],
+        order: Ids,
+        seen: Seen,
+        user_ids: Ids,
+    ) -> Interactions:
+        if len(users) == 0:
+            raise InteractionsError(
+                f"events: found no positive event among {len(seen.users):,} rows, expected at "
+                "least one with weight > 0; widen the period or check which actions the dataset "
+                "description calls positive"
+            )
+        # The order of rows in the source must change nothing: the keys decide, to the last one.
+        by_time = np.lexsort((weights, posts, order, times, users))
         post_ids = np.unique(posts)
         return cls(
             user_ids=user_ids,
@@ -137,9 +190,9 @@ class Interactions:
             event_posts=positions(posts[by_time], post_ids).astype(np.int32),
             event_times=times[by_time],
             event_weights=weights[by_time],
-            seen_users=positions(seen_users[first], user_ids).astype(np.int32),
-            seen_posts=seen_posts[first],
-            seen_times=seen_times[first],
+            seen_users=positions(seen.users, user_ids).astype(np.int32),
+            seen_posts=seen.posts,
+            seen_times=seen.times,
         )
 
     def until(self, time: datetime.datetime) -> Interactions:
@@ -193,10 +246,18 @@ class Interactions:
         """
         column = positions(self.seen_posts, catalogue)
         inside = column >= 0
+        # They are in the order of a csr matrix; through coordinates it would take twice the memory.
+        counts = np.bincount(self.seen_users[inside], minlength=len(self.user_ids))
+        bounds = np.concatenate([[0], np.cumsum(counts)])
         return csr_matrix(
-            (np.ones(int(inside.sum()), dtype=bool), (self.seen_users[inside], column[inside])),
+            (np.ones(bounds[-1], dtype=bool), column[inside].astype(np.int32), bounds),
             shape=(len(self.user_ids), len(catalogue)),
         )
+
+    @cached_property
+    def seen(self) -> csr_matrix:
+        """Bool (n_users, n_posts): which of `post_ids` each user has seen."""
+        return self.seen_matrix(self.post_ids)
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType, what: str) -> NDArray[Any]:

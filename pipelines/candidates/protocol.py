@@ -120,9 +120,11 @@ class Audience:
     @classmethod
     def of(cls, interactions: Interactions, catalogue: Ids | None = None) -> Audience:
         """Take the audience of `interactions`; the catalogue defaults to its posts."""
-        posts = interactions.post_ids if catalogue is None else catalogue
         warm = np.diff(interactions.history_bounds) > 0
-        return cls(interactions.user_ids, posts, interactions.seen_matrix(posts), warm)
+        if catalogue is None:
+            return cls(interactions.user_ids, interactions.post_ids, interactions.seen, warm)
+        seen = interactions.seen_matrix(catalogue)
+        return cls(interactions.user_ids, catalogue, seen, warm)
 
     def asked(self, user_ids: ArrayLike, k: int) -> tuple[Ids, Ids]:
         """Return the distinct users in the order first named, and their rows, -1 if unknown."""

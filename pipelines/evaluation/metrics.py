@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,13 +65,42 @@ class Evaluation:
     users_without_list: int
 
 
+@dataclass(frozen=True, eq=False)
+class KnownPairs:
+    """What happened before the lists were made, as far as measures beyond accuracy ask.
+
+    Parameters
+    ----------
+    users
+        How many users had an event.
+    post_ids, seen_by
+        int64: posts with an event, ascending, and how many users each had.
+    pairs
+        ``user_id``, ``post_id`` int64: events, at least those of the users that have lists.
+    """
+
+    users: int
+    post_ids: npt.NDArray[np.int64]
+    seen_by: npt.NDArray[np.int64]
+    pairs: pa.Table
+
+    @classmethod
+    def of(cls, pairs: pa.Table) -> Self:
+        """Count every event's pair once."""
+        users, user = np.unique(_column(pairs, "user_id", "train pairs"), return_inverse=True)
+        posts, post = np.unique(_column(pairs, "post_id", "train pairs"), return_inverse=True)
+        keys = np.unique(user * posts.size + post)
+        seen_by = np.bincount(keys % max(posts.size, 1), minlength=posts.size)
+        return cls(users.size, posts, seen_by, pairs)
+
+
 def evaluate_lists(
     recommended: pa.Table,
     relevant: pa.Table,
     *,
     cutoffs: Sequence[int] = (5, 10, 100),
     catalogue_size: int | None = None,
-    train_pairs: pa.Table | None = None,
+    train_pairs: pa.Table | KnownPairs | None = None,
 ) -> Evaluation:
     """Measure ranked lists against the posts that turned out relevant.
 
@@ -88,7 +118,8 @@ def evaluate_lists(
         Number of posts that could have been recommended; None leaves out `coverage`.
     train_pairs
         user_id int64, post_id int64: events before the lists were made; repeated pairs
-        count once. None leaves out `novelty` and `inverse_user_frequency`.
+        count once. Or what was found out of them. None leaves out `novelty` and
+        `inverse_user_frequency`.
 
     Raises
     ------
@@ -103,7 +134,8 @@ def evaluate_lists(
     per_user = _accuracy(pairs, cutoffs)
     means = {name: float(values.mean()) for name, values in per_user.items()}
     if train_pairs is not None:
-        beyond = _beyond_accuracy(pairs, train_pairs, cutoffs)
+        known = KnownPairs.of(train_pairs) if isinstance(train_pairs, pa.Table) else train_pairs
+        beyond = _beyond_accuracy(pairs, known, cutoffs)
         means |= {name: _mean_of_known(values) for name, values in beyond.items()}
         per_user |= beyond
     if catalogue_size is not None:
@@ -287,22 +319,20 @@ def _accuracy(pairs: _Pairs, cutoffs: Sequence[int]) -> dict[str, Floats]:
     return result
 
 
-def _beyond_accuracy(
-    pairs: _Pairs, train_pairs: pa.Table, cutoffs: Sequence[int]
-) -> dict[str, Floats]:
-    train_user = _column(train_pairs, "user_id", "train pairs")
-    train_post = _column(train_pairs, "post_id", "train pairs")
-    users, user_index = np.unique(train_user, return_inverse=True)
-    posts, post_index = np.unique(train_post, return_inverse=True)
+def _beyond_accuracy(pairs: _Pairs, known: KnownPairs, cutoffs: Sequence[int]) -> dict[str, Floats]:
+    posts, popularity = known.post_ids, known.seen_by
+    train_user = _column(known.pairs, "user_id", "train pairs")
+    users = np.unique(train_user)
+    user_index = np.searchsorted(users, train_user)
+    post_index = np.searchsorted(posts, _column(known.pairs, "post_id", "train pairs"))
     keys = np.unique(user_index * posts.size + post_index)
-    popularity = np.bincount(keys % max(posts.size, 1), minlength=posts.size)
 
     post, post_known = _positions(pairs.post_id, posts)
     user, user_known = _positions(pairs.user_ids[pairs.user], users)
     seen = post_known & user_known & _positions(user * posts.size + post, keys)[1]
     seen_by = np.ones(post.size)
     seen_by[post_known] = popularity[post[post_known]]
-    frequency = np.log2(max(users.size, 1) / seen_by)
+    frequency = np.log2(max(known.users, 1) / seen_by)
     result = {}
     for k in cutoffs:
         length = pairs.sum_by_user(np.ones(pairs.user.size), k)

@@ -1,6 +1,7 @@
 """Compute every feature view of a dataset and write each as one parquet file."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,15 @@ EXPRESSIONS: dict[str, Compute] = {
     "post_activity": post_activity.compute,
 }
 """Views that are Ibis expressions over the lake, by name; they run on any Ibis backend."""
+
+OF_EVENTS = ("user_activity", "user_topic_affinity", "post_activity")
+"""Those of them that look at events: a row takes no other events than those of its entity, but
+for what `LakeTables.all_events` says of everybody."""
+
+EVENTS_AT_ONCE = 12_000_000
+"""What DuckDB computes a view for in some 3 GB without spilling much to disk."""
+
+_BATCH_ROWS = 1 << 17
 
 IMAGE_VIEW = "post_image"
 """The view that an image encoder computes."""
@@ -85,21 +95,66 @@ def write_expressions(
     dataset: Dataset,
     views: list[FeatureView],
     folder: Path,
+    events_at_once: int = EVENTS_AT_ONCE,
 ) -> Iterator[tuple[str, int]]:
     """Compute the views that are expressions; yield each name and its rows once written.
 
     A table holds the entity key, ``event_timestamp`` and the view's fields in the view's order,
     sorted by key and time. DuckDB writes a file, Spark a folder of files of that name.
+
+    Parameters
+    ----------
+    events_at_once
+        DuckDB computes views of events for one range of users or posts after another, each with
+        about so many events (more only where one user or post has more).
     """
     folder.mkdir(parents=True, exist_ok=True)
     for view in views:
-        if view.name in EXPRESSIONS:
-            key = key_of(view)
-            names = [key, "event_timestamp", *(field.name for field in view.features)]
-            expression = EXPRESSIONS[view.name](tables, dataset).select(*names)
-            path = folder / f"{view.name}.parquet"
-            backend.to_parquet(expression.order_by(key, "event_timestamp"), path)
-            yield view.name, ds.dataset(path, format="parquet").count_rows()
+        if view.name not in EXPRESSIONS:
+            continue
+        key = key_of(view)
+        names = [key, "event_timestamp", *(field.name for field in view.features)]
+        path = folder / f"{view.name}.parquet"
+        parts = [tables]
+        if backend.name == "duckdb" and view.name in OF_EVENTS:
+            parts = [tables.between(key, *ids) for ids in id_ranges(tables, key, events_at_once)]
+        ordered = [
+            EXPRESSIONS[view.name](part, dataset).select(*names).order_by(key, "event_timestamp")
+            for part in parts
+        ]
+        if len(ordered) == 1:
+            backend.to_parquet(ordered[0], path)
+        else:
+            _write_one_after_another(backend, ordered, path)
+        yield view.name, ds.dataset(path, format="parquet").count_rows()
+
+
+def id_ranges(tables: LakeTables, key: str, events_at_once: int) -> list[tuple[int, int]]:
+    """Cut the ids that have events into ranges, ascending, of about equally many events each."""
+    counted = tables.events.group_by(key).agg(events=tables.events.count()).order_by(key)
+    found = counted.to_pyarrow()
+    ids, upto = found[key].to_numpy(), np.cumsum(found["events"].to_numpy())
+    wanted = max(1, -(-int(upto[-1]) // events_at_once))
+    cuts = np.searchsorted(upto, upto[-1] * np.arange(1, wanted + 1) / wanted)
+    ends = np.unique(np.minimum(cuts, len(ids) - 1))
+    starts = np.append([0], ends[:-1] + 1)
+    return [(int(ids[a]), int(ids[b])) for a, b in zip(starts, ends, strict=True)]
+
+
+def _write_one_after_another(
+    backend: ibis.BaseBackend, expressions: list[ir.Table], path: Path
+) -> None:
+    """Write tables below each other into one file."""
+    with ExitStack() as closing:
+        writer = None
+        for expression in expressions:
+            # Ibis 12 reads batches by a name that DuckDB 2 has dropped.
+            query = str(ibis.to_sql(expression, dialect="duckdb"))
+            for batch in backend.con.sql(query).to_arrow_reader(_BATCH_ROWS):
+                if writer is None:
+                    opened = pq.ParquetWriter(path, batch.schema, compression="snappy")
+                    writer = closing.enter_context(opened)
+                writer.write_batch(batch)
 
 
 def read_view(path: Path, columns: list[str] | None = None) -> pa.Table:

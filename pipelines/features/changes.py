@@ -50,17 +50,17 @@ def count_changes(
     Returns
     -------
     ibis table
-        ``key``, ``day`` (int64) and one int64 column ``<measure>_<window>`` per measure and
+        ``key``, ``day`` (int64) and one int32 column ``<measure>_<window>`` per measure and
         window: the amount by which that window's value changes on that day.
     """
     daily = events.group_by(key, day=day_of(events.event_time)).agg(
-        **{name: column.cast("int64").sum() for name, column in measures.items()}
+        **{name: column.cast("int32").sum().cast("int32") for name, column in measures.items()}
     )
     columns = [(name, w) for name in measures for w in window_suffixes(windows_days)]
     entering = daily.select(
         key, day=daily.day + 1, **{f"{name}_{w}": daily[name] for name, w in columns}
     )
-    zero = ibis.literal(0, "int64")
+    zero = ibis.literal(0, "int32")
     leaving = [
         daily.select(
             key,
@@ -84,7 +84,7 @@ def distinct_changes(
     Returns
     -------
     ibis table
-        ``key``, ``day`` (int64) and one int64 column ``<name>_<window>`` per window.
+        ``key``, ``day`` (int64) and one int32 column ``<name>_<window>`` per window.
     """
     seen = events.select(key, other, day=day_of(events.event_time)).distinct()
     in_order = ibis.window(group_by=[key, other], order_by="day")
@@ -93,10 +93,10 @@ def distinct_changes(
         until=seen.day.lead().over(in_order) - seen.day,
     )
     names = window_suffixes(windows_days)
-    zero = ibis.literal(0, "int64")
+    zero = ibis.literal(0, "int32")
 
     def as_int(starts: ir.BooleanValue) -> ir.IntegerValue:
-        return ibis.ifelse(starts, 1, 0).cast("int64")
+        return ibis.ifelse(starts, 1, 0).cast("int32")
 
     first = gaps.since.isnull()
     entering = gaps.select(
@@ -110,7 +110,7 @@ def distinct_changes(
             key,
             day=gaps.day + 1 + days,
             **{
-                f"{name}_{w}": ibis.literal(-1, "int64") if w == f"{days}d" else zero for w in names
+                f"{name}_{w}": ibis.literal(-1, "int32") if w == f"{days}d" else zero for w in names
             },
         )
         for days in windows_days
@@ -128,13 +128,13 @@ def accumulate(changes: Sequence[ir.Table], key: str) -> ir.Table:
         every column (int64, never null).
     """
     names = [name for table in changes for name in table.columns if name not in (key, "day")]
-    zero = ibis.literal(0, "int64")
+    zero = ibis.literal(0, "int32")
     aligned = [
         table.select(key, "day", **{n: table[n] if n in table.columns else zero for n in names})
         for table in changes
     ]
     merged = ibis.union(*aligned) if len(aligned) > 1 else aligned[0]
-    per_day = merged.group_by(key, "day").agg(**{n: merged[n].sum() for n in names})
+    per_day = merged.group_by(key, "day").agg(**{n: merged[n].sum().cast("int32") for n in names})
     changed = per_day.filter(ibis.or_(*(per_day[n] != 0 for n in names)))
     running = ibis.cumulative_window(group_by=key, order_by="day")
     return changed.select(

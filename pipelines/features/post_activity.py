@@ -23,7 +23,7 @@ def compute(tables: LakeTables, dataset: Dataset) -> ir.Table:
     """Return the feature table, ordered by nothing in particular."""
     counts = activity(tables.events, dataset, key="post", other="user")
     if dataset.has_impressions:
-        counts = _with_rates(counts, tables.events, dataset)
+        counts = _with_rates(counts, tables.all_events, dataset)
     return counts.rename({c.POST_FIRST_EVENT: "first_event_unix_s"}).drop(
         "day", "last_event_unix_s"
     )

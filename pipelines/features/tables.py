@@ -1,12 +1,14 @@
 """The lake's tables as Ibis tables, on DuckDB or on any backend that holds the same tables."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import ibis
 import ibis.expr.types as ir
+
+from pipelines.datasets.expressions import literal
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -20,15 +22,34 @@ class LakeTables:
     posts: ir.Table
     events: ir.Table
     topics: ir.Table
+    everyones: ir.Table | None = None
+
+    @property
+    def all_events(self) -> ir.Table:
+        """The events of all users and posts, also where `events` are those of some."""
+        return self.events if self.everyones is None else self.everyones
+
+    def between(self, key: str, first: int, last: int) -> Self:
+        """Return tables whose `events` are those of ids ``first`` to ``last`` (inclusive)."""
+        chosen = self.events.filter(self.events[key].between(first, last))
+        return replace(self, events=chosen, everyones=self.all_events)
 
 
-def connect(memory_limit: str = "4GB") -> ibis.BaseBackend:
-    """Return a DuckDB backend in UTC that spills to disk beyond ``memory_limit``."""
+def connect(memory_limit: str = "4GB", spill: Path | None = None) -> ibis.BaseBackend:
+    """Return a DuckDB backend in UTC that spills to disk beyond ``memory_limit``.
+
+    Parameters
+    ----------
+    spill
+        The folder for it; by default ``.tmp`` in the working directory.
+    """
     # Ibis 12 calls what DuckDB 2 has renamed; users of features can do nothing about it.
     warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
     backend = ibis.duckdb.connect()
     backend.raw_sql("SET TimeZone = 'UTC'")
     backend.raw_sql(f"SET memory_limit = '{memory_limit}'")
+    if spill is not None:
+        backend.raw_sql(f"SET temp_directory = {literal(str(spill))}")
     return backend
 
 

@@ -36,20 +36,33 @@ def compute(tables: LakeTables, dataset: Dataset) -> ir.Table:
 
 def _running_sums(tables: LakeTables, dataset: Dataset, topics: list[str]) -> ir.Table:
     """Sum positives and exposures per user up to each day, in total and by topic."""
-    events, posts = tables.events, tables.posts
-    joined = events.join(posts.select("post_id", "topics"), "post_id")
-    share = 1.0 / joined.topics.length().nullif(0).cast("float64")
+    joined = tables.events.join(_topic_shares(tables.posts, topics), "post_id")
     positive = joined.is_positive.cast("float64")
     every = c.exposure(dataset) == "event_count"
     exposed = ibis.literal(1.0) if every else joined.is_impression.cast("float64")
     sums = {"positives": positive.sum(), "exposures": (positive * 0.0 + exposed).sum()}
-    for index, topic in enumerate(topics):
-        of_topic = ibis.ifelse(joined.topics.contains(topic), share, 0.0)
+    for index in range(len(topics)):
+        of_topic = joined[f"share_{index}"]
         sums[f"positives_{index}"] = (of_topic * positive).sum()
         sums[f"exposures_{index}"] = (of_topic * exposed).sum()
     daily = joined.group_by("user_id", day=day_of(joined.event_time) + 1).agg(**sums)
     running = ibis.cumulative_window(group_by="user_id", order_by="day")
     return daily.select("user_id", "day", **{n: daily[n].sum().over(running) for n in sums})
+
+
+def _topic_shares(posts: ir.Table, topics: list[str]) -> ir.Table:
+    """Return ``post_id`` and ``share_<i>``: 1/n for each of a post's n topics, 0 for the others.
+
+    Once a post and not once an event: looking through lists costs more than all sums.
+    """
+    share = 1.0 / posts.topics.length().nullif(0).cast("float64")
+    return posts.select(
+        "post_id",
+        **{
+            f"share_{index}": ibis.ifelse(posts.topics.contains(topic), share, 0.0)
+            for index, topic in enumerate(topics)
+        },
+    )
 
 
 def _shares(running: ir.Table, topics: int) -> ir.ArrayValue:

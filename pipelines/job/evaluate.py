@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import registered_contract
 from pipelines.candidates.groups import ranked
-from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import reciprocal_rank_fusion
 from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.evaluation import report as r
@@ -22,9 +21,10 @@ from pipelines.evaluation.split import warm_and_cold_users
 from pipelines.features.cluster_cards import CLUSTERS_PAGE
 from pipelines.job.ablation import ablation
 from pipelines.job.context import STEPS, Context, Progresses, open_store
-from pipelines.job.features import read_events, slices_of
+from pipelines.job.features import slices_of_lake
 from pipelines.job.gates import data_docs, judge, results_folder
-from pipelines.job.slices import TEST, named_slices
+from pipelines.job.lake_events import LakeEvents
+from pipelines.job.slices import TEST, distinct_users, named_slices
 from pipelines.job.sources import recommend_with
 from pipelines.job.train import TrainingFiles
 from pipelines.ranking.training_set import LABEL, SLICE, encode, pairs_of
@@ -79,8 +79,9 @@ def measure_generator(context: Context, generator: CandidateGenerator) -> Evalua
     start = evaluation.slices.test.start
     if context.trained().facts["cuts"][-1] != start.isoformat():
         raise context.missing("train", "was run with another test slice than these settings have")
-    warm, _ = warm_and_cold_users(evaluation.past["user_id"], evaluation.relevant["user_id"])
-    past = Interactions.from_table(evaluation.events).until(start)
+    warm, _ = evaluation.warm_and_cold()
+    with LakeEvents(context.workspace.lake) as events:
+        past = events.interactions(start, seen_by=warm)
     lists = recommend_with(generator.fit(past), warm, context.settings)
     return evaluation.measure(lists, warm)
 
@@ -92,17 +93,21 @@ class _Evaluation:
         self.context = context
         self.files = TrainingFiles(context.workspace.training)
         self.rng = np.random.default_rng(context.settings.seed)
-        events = ("user_id", "post_id", "event_time", "is_positive", "weight")
-        self.events = read_events(context.workspace.lake, *events)
-        self.slices = slices_of(self.events, context.settings)
-        test_start = pa.scalar(self.slices.test.start, pa.timestamp("us", tz="UTC"))
-        self.past = self.events.filter(pc.less(self.events["event_time"], test_start))
+        self.slices = slices_of_lake(context.workspace.lake, context.settings)
         relevant = pq.read_table(self.files.relevant)
         self.relevant = relevant.filter(pc.equal(relevant[SLICE], TEST))
+        start = self.slices.test.start
+        with LakeEvents(context.workspace.lake) as events:
+            self.users_before = events.users(start)
+            self.past = events.known_pairs(start, distinct_users(self.relevant))
+
+    def warm_and_cold(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the users of the test slice with and without an event before it."""
+        return warm_and_cold_users(self.users_before, self.relevant["user_id"])
 
     def run(self, bars: Progresses) -> Mapping[str, Any]:
         lists = self._lists()
-        warm, cold = warm_and_cold_users(self.past["user_id"], self.relevant["user_id"])
+        warm, cold = self.warm_and_cold()
         of_warm = {name: self.measure(table, warm) for name, table in lists.items()}
         results = [r.ModelResult.of(n, _kind(n), e, rng=self.rng) for n, e in of_warm.items()]
         facts = self._facts(of_warm, results, len(warm))
@@ -192,7 +197,7 @@ class _Evaluation:
             self.relevant.filter(pc.is_in(self.relevant["user_id"], chosen)),
             cutoffs=CUTOFFS,
             catalogue_size=self.context.record("ingest").facts["posts"],
-            train_pairs=self.past.select(["user_id", "post_id"]),
+            train_pairs=self.past,
         )
 
     def _differences(

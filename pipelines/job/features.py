@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -91,15 +92,32 @@ def slices_of(events: pa.Table, settings: JobSettings) -> Slices:
     )
 
 
+def slices_of_lake(lake: Path, settings: JobSettings) -> Slices:
+    """Cut the time of the lake's events as `slices_of` does, in memory for the positives only."""
+    events = ds.dataset(lake / "events", format="parquet", partitioning="hive")
+    parts = []
+    for batch in events.to_batches(columns=["event_time", "is_positive"]):
+        if batch.num_rows == 0:
+            continue
+        first, last = pc.min_max(batch["event_time"]).values()
+        positive = batch["event_time"].filter(batch["is_positive"])
+        # Of the others only the ends of time matter.
+        ends = pa.array([first.as_py(), last.as_py()], positive.type)
+        times = pa.concat_arrays([positive, ends])
+        mask = pa.array(np.arange(len(times)) < len(positive))
+        parts.append(pa.table({"event_time": times, "is_positive": mask}))
+    return slices_of(pa.concat_tables(parts), settings)
+
+
 def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     """Compute, judge and put into place every feature table; return the step's facts."""
     workspace, settings = context.workspace, context.settings
-    events = read_events(workspace.lake, "event_time", "is_positive")
-    slices = slices_of(events, settings)
+    slices = slices_of_lake(workspace.lake, settings)
     views = feature_views(context.dataset, workspace)
     staging = workspace.root / ".features-staging"
     shutil.rmtree(staging, ignore_errors=True)
-    tables = open_lake(backend := expression_backend(settings), workspace.lake)
+    backend = expression_backend(settings, workspace.root / ".features-spill")
+    tables = open_lake(backend, workspace.lake)
     progress = bars.bar("feature views")
     rows: dict[str, int] = {}
     notes: list[str] = []
@@ -127,7 +145,8 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
         rows[CONVERSION_VIEW] = write_conversion_view(
             tables, context.dataset, cut, settings.seed, staging
         )
-    _gate(context, views, staging, pc.max(events["event_time"]).as_py())
+    last_event = datetime.fromisoformat(context.record("ingest").facts["last_time"])
+    _gate(context, views, staging, last_event)
     shutil.rmtree(workspace.features, ignore_errors=True)
     staging.rename(workspace.features)
     if cards is not None:

@@ -117,8 +117,8 @@ def _shadow(context: Context) -> Context:
 
 def _cut(context: Context) -> datetime:
     """Return the beginning of the validation slice: half of what is learnt from is before it."""
-    events = features_step.read_events(context.workspace.lake, "event_time", "is_positive")
-    start: datetime = features_step.slices_of(events, context.settings).validation.start
+    slices = features_step.slices_of_lake(context.workspace.lake, context.settings)
+    start: datetime = slices.validation.start
     return start.astimezone(UTC)
 
 

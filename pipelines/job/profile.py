@@ -7,6 +7,7 @@ backend of the feature expressions.
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ibis
@@ -76,8 +77,13 @@ def require_profile(context: Context) -> None:
     check_spark(spark_settings(settings))
 
 
-def expression_backend(settings: JobSettings) -> ibis.BaseBackend:
+def expression_backend(settings: JobSettings, spill: Path) -> ibis.BaseBackend:
     """Return what the feature expressions run on.
+
+    Parameters
+    ----------
+    spill
+        Folder that DuckDB may use as memory; it is removed with the backend.
 
     Raises
     ------
@@ -86,7 +92,7 @@ def expression_backend(settings: JobSettings) -> ibis.BaseBackend:
     """
     if settings.profile == "spark":
         return connect_spark(spark_of(settings))
-    return connect()
+    return connect(spill=spill)
 
 
 def spark_of(settings: JobSettings) -> "SparkSession":

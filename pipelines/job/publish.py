@@ -20,13 +20,13 @@ from feature_repo.contract import registered_contract
 from feature_repo.definitions.columns import TEXT_EMBEDDING, has_created_time
 from feature_repo.workspace import Workspace
 from pipelines.candidates.als import ALS
-from pipelines.candidates.interactions import Interactions
+from pipelines.candidates.interactions import Ids, Interactions
 from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.candidates.segment_popular import SegmentPopular
 from pipelines.job.context import Context, Progresses, open_store
 from pipelines.job.evaluate import LIBRARIES
-from pipelines.job.features import read_events
 from pipelines.job.fresh import has_fresh_form, pasts, write_fresh_sources
+from pipelines.job.lake_events import LakeEvents
 from pipelines.job.materialize import is_complete, marker_of, namespaces
 from pipelines.job.published_gates import judge_files, judge_lists
 from pipelines.job.sources import generators, recommend_with
@@ -49,6 +49,7 @@ NAME = "publish"
 POPULAR = "popular"
 # Key after a generation's prefix; written once all its lists are.
 COMPLETE = "complete"
+_USERS_AT_ONCE = 20_000
 
 
 def run(context: Context) -> StepRecord:
@@ -144,12 +145,14 @@ class _Publication:
         """Write lists first and the pointer last: until then nobody reads this generation."""
         self._check_base()
         drift.gate(self.context)
-        columns = ("user_id", "post_id", "event_time", "weight")
-        interactions = Interactions.from_table(read_events(self.context.workspace.lake, *columns))
-        users = pc.unique(pq.read_table(self.context.workspace.lake / "users")["user_id"])
-        lists, strangers = self._propose(interactions, users.sort().to_numpy(), bars)
+        lake = self.context.workspace.lake
+        with LakeEvents(lake) as events:
+            interactions = events.interactions()
+        users = pc.unique(pq.read_table(lake / "users", columns=["user_id"])["user_id"])
+        ascending: Ids = users.sort().to_numpy()
+        fitted, strangers = self._fit(interactions, bars)
         written = bars.bar("lists into Redis")
-        for done in write_lists(self.redis, self.prefix, _by_user(lists)):
+        for done in write_lists(self.redis, self.prefix, self._lists(fitted, ascending)):
             written(done, len(users))
         histories = bars.bar("histories into Redis")
         name = self.context.dataset.name
@@ -157,7 +160,7 @@ class _Publication:
             histories(done, len(interactions.user_ids))
         # Whoever has published meanwhile has removed these lists.
         self._check_base()
-        judge_lists(self.context, self.redis, self.prefix, users.sort().to_numpy())
+        judge_lists(self.context, self.redis, self.prefix, ascending)
         complete = f"{self.prefix}{COMPLETE}"
         send(self.redis, [(complete, ("SET", complete, len(users)))])
         with nullcontext() if self.mirror is None else self.mirror.bundles_held():
@@ -203,16 +206,14 @@ class _Publication:
             registry.apply_materialization(view, project, begin, end, commit=False)
         registry.commit()
 
-    def _propose(
-        self, interactions: Interactions, users: np.ndarray[Any, Any], bars: Progresses
-    ) -> tuple[dict[str, pa.Table], pa.Table]:
-        """Return each source's lists, and the popular list of somebody who has seen nothing."""
+    def _fit(
+        self, interactions: Interactions, bars: Progresses
+    ) -> tuple[list[CandidateGenerator], pa.Table]:
+        """Return the fitted sources, and the popular list of somebody who has seen nothing."""
         bar = bars.bar("final generators")
         fresh = generators(self.context)
-        lists = {}
         for position, generator in enumerate(fresh):
             fitted = generator.fit(interactions)
-            lists[generator.name] = recommend_with(fitted, users, self.context.settings)
             if has_fresh_form(fitted):
                 self.fresh[generator.name] = fitted
             if isinstance(fitted, SegmentPopular):
@@ -224,7 +225,18 @@ class _Publication:
             # Similar posts are asked for whatever the sources are.
             (als,) = generators(self.context, [ALS.name])
             self.fresh[ALS.name] = als.fit(interactions)
-        return lists, strangers
+        return fresh, strangers
+
+    def _lists(
+        self, fitted: list[CandidateGenerator], users: Ids
+    ) -> Iterator[tuple[int, list[SourceList]]]:
+        """Yield each user with his lists, in memory for some users at once."""
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            some = users[start : start + _USERS_AT_ONCE]
+            proposed = {
+                one.name: recommend_with(one, some, self.context.settings) for one in fitted
+            }
+            yield from _by_user(proposed)
 
     def _write_files(self, folder: Path, popular: pa.Table) -> None:
         shutil.copyfile(self.context.workspace.staged_registry, folder / bundle.REGISTRY)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from feastpack import FeatureReader
 from feastpack.lookup import fetch
 from feature_repo.definitions.entities import key_of
+from pipelines.candidates.interactions import positions
 from pipelines.job.context import Context
 from pipelines.job.gates import judge
 from serving.bundle import MANIFEST, REGISTRY, Manifest, checksum
@@ -80,6 +81,7 @@ def judge_lists(context: Context, redis: Any, prefix: str, users: NDArray[np.int
 
     lake = context.workspace.lake
     posts = pq.read_table(lake / "ids" / "posts.parquet", columns=["post_id"])["post_id"].to_numpy()
+    posts = np.sort(posts)
     rows = []
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
@@ -97,7 +99,7 @@ def _list_faults(value: bytes, sources: int, posts: NDArray[np.int64]) -> tuple[
     lists = unpack(value, sources)
     everything = np.concatenate([one.post_ids for one in lists])
     repeated = sum(len(one.post_ids) - len(np.unique(one.post_ids)) for one in lists)
-    unknown = int((~np.isin(everything, posts)).sum())
+    unknown = int((positions(everything.astype(np.int64), posts) < 0).sum())
     not_finite = sum(int((~np.isfinite(one.scores)).sum()) for one in lists)
     return len(everything), repeated, unknown, not_finite
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.protocol import CandidateGenerator
-from pipelines.evaluation.split import Slices, TimeSlice, warm_and_cold_users
+from pipelines.evaluation.split import Slices, TimeSlice
 from pipelines.job.sources import recommend_with
 from pipelines.settings import JobSettings
 
@@ -21,26 +21,6 @@ def named_slices(slices: Slices) -> list[tuple[str, TimeSlice]]:
     """Return the label slices and the test slice with their names, in order of time."""
     labels = [(f"labels {i}", part) for i, part in enumerate(slices.training, 1)]
     return [*labels, (VALIDATION, slices.validation), (TEST, slices.test)]
-
-
-def recommendable(events: pa.Table, part: TimeSlice) -> pa.Table:
-    """Return the distinct pairs liked within a slice that had no event before it.
-
-    Raises
-    ------
-    SplitError
-        If no user of the slice is known before it.
-    """
-    start = pa.scalar(part.start, pa.timestamp("us", tz="UTC"))
-    before = events.filter(pc.less(events["event_time"], start))
-    inside = events.filter(pa.array(part.contains(events["event_time"])))
-    liked = inside.filter(inside["is_positive"]).select(["user_id", "post_id"])
-    pairs = liked.group_by(["user_id", "post_id"]).aggregate([])
-    new = pairs.join(
-        before.select(["user_id", "post_id"]), pairs.column_names, join_type="left anti"
-    )
-    warm_and_cold_users(before["user_id"], new["user_id"])
-    return new.sort_by([("user_id", "ascending"), ("post_id", "ascending")])
 
 
 def sampled(pairs: pa.Table, most_users: int, seed: int) -> pa.Table:
@@ -70,7 +50,7 @@ def propose(
     Parameters
     ----------
     liked
-        The slice's `recommendable` pairs; only their users are looked at.
+        The slice's recommendable pairs; only their users are looked at.
     report
         Called with the number of generators that are done.
     """

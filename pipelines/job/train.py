@@ -19,20 +19,19 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import Contract, registered_contract
 from pipelines.candidates.groups import ranked
-from pipelines.candidates.interactions import Interactions
 from pipelines.candidates.merge import merge_candidates
 from pipelines.candidates.registry import make_generator
 from pipelines.evaluation.metrics import evaluate_lists
 from pipelines.evaluation.split import Slices
 from pipelines.job.context import Bar, Context, Progresses, open_store
-from pipelines.job.features import read_events, slices_of
+from pipelines.job.features import read_events, slices_of_lake
 from pipelines.job.gates import judge
+from pipelines.job.lake_events import LakeEvents
 from pipelines.job.slices import (
     TEST,
     distinct_users,
     named_slices,
     propose,
-    recommendable,
     sampled,
 )
 from pipelines.job.sources import generators, recommend_with
@@ -142,19 +141,15 @@ class _Training:
         self.contract: Contract = registered_contract(self.store)
 
     def run(self) -> Mapping[str, Any]:
-        events = read_events(
-            self.context.workspace.lake,
-            *("user_id", "post_id", "event_time", "is_positive", "weight"),
-        )
-        slices = slices_of(events, self.settings)
+        slices = slices_of_lake(self.context.workspace.lake, self.settings)
         names = [name for name, _ in named_slices(slices)]
         validation, training = names[-2], names[:-2]
         learnt, everything = training, [*training, validation]
         shown: Shown | None = None
         if self.settings.training_from == IMPRESSIONS:
-            shown = self._shown(events, slices)
+            shown = self._shown(slices)
             learnt, everything = ([shown_in(name) for name in own] for own in (learnt, everything))
-        requests, relevant = self._requests(events, slices)
+        requests, relevant, popular = self._requests(slices)
         examples = retrieve(self.store, requests, self.contract)
         if shown is not None:
             examples = with_shown(examples, shown)
@@ -170,7 +165,7 @@ class _Training:
             (requests, self.files.requests),
             (relevant, self.files.relevant),
             (scored[best], self.files.validation_scores),
-            (self._popular_all_time(events, slices, requests), self.files.popular_all_time),
+            (popular, self.files.popular_all_time),
         ):
             pq.write_table(table, path)
         for stale in self.files.folder.glob("ranker.*"):
@@ -179,8 +174,10 @@ class _Training:
         write_json(self.files.categories, encoder.to_json())
         return self._facts(labelled, compared, best, slices, shown)
 
-    def _shown(self, events: pa.Table, slices: Slices) -> Shown:
+    def _shown(self, slices: Slices) -> Shown:
         """Return what the service showed within the label slices, labelled."""
+        columns = ("user_id", "post_id", "event_time", "is_positive")
+        events = read_events(self.context.workspace.lake, *columns)
         ids = self.context.workspace.lake / "ids"
         return label_impressions(
             read_impressions(self.context.impression_log, self.contract),
@@ -191,33 +188,30 @@ class _Training:
             self.contract,
         )
 
-    def _requests(self, events: pa.Table, slices: Slices) -> tuple[pa.Table, pa.Table]:
-        """Return labelled candidates and the relevant pairs of every slice."""
-        everything = Interactions.from_table(events)
+    def _requests(self, slices: Slices) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Return labelled candidates, the relevant pairs of every slice, and the baseline."""
         bar = self.bars.bar("candidate generators")
         parts = named_slices(slices)
         if self.settings.training_from == IMPRESSIONS:
             # What is learnt from is logged; validation and test are those of any other run.
             parts = parts[-2:]
         requests, relevant = [], []
-        for position, (name, part) in enumerate(parts):
-            past = everything.until(part.start)
-            limit = self.settings.test_users if name == TEST else self.settings.users_per_slice
-            liked = sampled(recommendable(events, part), limit, self.settings.seed + position)
-            fresh = generators(self.context)
-            report = partial(_report, bar, position * len(fresh), len(parts) * len(fresh))
-            candidates = merge_candidates(propose(fresh, past, liked, self.settings, report))
-            labelled = label_candidates(candidates, liked, at=part.start, name=name)
-            requests.append(labelled if name == TEST else with_positives_only(labelled))
-            relevant.append(liked.append_column(SLICE, pa.repeat(name, liked.num_rows)))
-        return pa.concat_tables(requests), pa.concat_tables(relevant)
-
-    def _popular_all_time(self, events: pa.Table, slices: Slices, requests: pa.Table) -> pa.Table:
-        past = Interactions.from_table(events).until(slices.test.start)
-        tested = requests.filter(pc.equal(requests[SLICE], TEST))
-        users = distinct_users(tested)
-        baseline = make_generator("popular", {"half_life_days": None})
-        return recommend_with(baseline.fit(past), users, self.settings)
+        with LakeEvents(self.context.workspace.lake) as events:
+            for position, (name, part) in enumerate(parts):
+                limit = self.settings.test_users if name == TEST else self.settings.users_per_slice
+                seed = self.settings.seed + position
+                liked = sampled(events.recommendable(part), limit, seed)
+                past = events.interactions(part.start, seen_by=distinct_users(liked))
+                fresh = generators(self.context)
+                report = partial(_report, bar, position * len(fresh), len(parts) * len(fresh))
+                candidates = merge_candidates(propose(fresh, past, liked, self.settings, report))
+                labelled = label_candidates(candidates, liked, at=part.start, name=name)
+                requests.append(labelled if name == TEST else with_positives_only(labelled))
+                relevant.append(liked.append_column(SLICE, pa.repeat(name, liked.num_rows)))
+        # The last slice is the test.
+        baseline = make_generator("popular", {"half_life_days": None}).fit(past)
+        popular = recommend_with(baseline, distinct_users(requests[-1]), self.settings)
+        return pa.concat_tables(requests), pa.concat_tables(relevant), popular
 
     def _gate(self, labelled: pa.Table) -> None:
         # great-expectations takes seconds to import, which a skipped step need not pay.

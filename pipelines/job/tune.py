@@ -23,8 +23,9 @@ from pipelines.candidates.registry import GENERATORS, make_generator
 from pipelines.errors import TuningError
 from pipelines.evaluation.metrics import evaluate_lists
 from pipelines.job.context import Bar, Context, Progresses, open_store, progress_bars
-from pipelines.job.features import read_events, slices_of
-from pipelines.job.slices import TEST, distinct_users, named_slices, propose, recommendable, sampled
+from pipelines.job.features import slices_of_lake
+from pipelines.job.lake_events import LakeEvents
+from pipelines.job.slices import TEST, distinct_users, named_slices, propose, sampled
 from pipelines.job.sources import SourceTables, recommend_with, settings_of
 from pipelines.job.tune_ranker import (
     METRIC,
@@ -124,11 +125,8 @@ class _Search:
     def __init__(self, context: Context, settings: TuneSettings, bars: Progresses) -> None:
         self.context, self.settings, self.bars = context, settings, bars
         context.record("features")
-        columns = ("user_id", "post_id", "event_time", "is_positive", "weight")
-        self.events = read_events(context.workspace.lake, *columns)
-        self.slices = [
-            one for one in named_slices(slices_of(self.events, settings)) if one[0] != TEST
-        ]
+        slices = slices_of_lake(context.workspace.lake, settings)
+        self.slices = [one for one in named_slices(slices) if one[0] != TEST]
         self.folds = folds([name for name, _ in self.slices], settings.validation_slices)
         self.tables = SourceTables(context.dataset, context.workspace)
         self.key = content_key(
@@ -165,16 +163,20 @@ class _Search:
 
     @cached_property
     def _past(self) -> dict[str, Interactions]:
-        everything = Interactions.from_table(self.events)
-        return {name: everything.until(part.start) for name, part in self.slices}
+        with LakeEvents(self.context.workspace.lake) as events:
+            return {
+                name: events.interactions(part.start, seen_by=distinct_users(self._liked[name]))
+                for name, part in self.slices
+            }
 
     @cached_property
     def _liked(self) -> dict[str, pa.Table]:
         most, seed = self.settings.users_per_slice, self.settings.seed
-        return {
-            name: sampled(recommendable(self.events, part), most, seed + position)
-            for position, (name, part) in enumerate(self.slices)
-        }
+        with LakeEvents(self.context.workspace.lake) as events:
+            return {
+                name: sampled(events.recommendable(part), most, seed + position)
+                for position, (name, part) in enumerate(self.slices)
+            }
 
     def _generator(self, name: str) -> Tuned:
         """Search one generator's settings."""

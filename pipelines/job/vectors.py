@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
@@ -24,8 +23,9 @@ from pipelines.evaluation import plots
 from pipelines.evaluation.bootstrap import mean_intervals
 from pipelines.evaluation.page import render_vectors
 from pipelines.job.context import Context, open_context, progress_bars
-from pipelines.job.features import read_events, slices_of
-from pipelines.job.slices import recommendable, sampled
+from pipelines.job.features import slices_of_lake
+from pipelines.job.lake_events import LakeEvents
+from pipelines.job.slices import sampled
 from pipelines.job.sources import generators
 from pipelines.settings import VectorsSettings
 
@@ -70,19 +70,17 @@ def draw(settings: VectorsSettings, console: Console) -> None:
     """Fit the generator, write the page of its vectors and say where it lies."""
     context = open_context(settings, console)
     context.record("features")
-    events = read_events(
-        context.workspace.lake, "user_id", "post_id", "event_time", "weight", "is_positive"
-    )
-    test = slices_of(events, settings).test
-    start = pa.scalar(test.start, pa.timestamp("us", tz="UTC"))
-    past = Interactions.from_table(events.filter(pc.less(events["event_time"], start)))
+    lake = context.workspace.lake
+    test = slices_of_lake(lake, settings).test
+    with LakeEvents(lake) as events:
+        past = events.interactions(test.start)
+        liked = sampled(events.recommendable(test), settings.test_users, settings.seed)
     (unfitted,) = generators(context, [settings.generator])
     with progress_bars(console) as bars:
         bar = bars.bar(f"fit {settings.generator}")
         generator = cast(
             HasVectors, unfitted.fit(past, progress=lambda share: bar(round(100 * share), 100))
         )
-    liked = sampled(recommendable(events, test), settings.test_users, settings.seed)
     pairs = pair_distances(generator, liked, past, np.random.default_rng(settings.seed))
     path = context.workspace.reports / f"vectors_{settings.generator}.html"
     path.parent.mkdir(parents=True, exist_ok=True)

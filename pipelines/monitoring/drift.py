@@ -12,7 +12,7 @@ from rich.table import Table
 
 from feature_repo.contract import Contract, registered_contract
 from pipelines.job.context import Context, open_store
-from pipelines.job.features import read_events, slices_of
+from pipelines.job.features import slices_of_lake
 from pipelines.job.slices import TEST
 from pipelines.job.train import TrainingFiles
 from pipelines.monitoring.page import write_page
@@ -156,8 +156,7 @@ def _others(context: Context, store: Any, contract: Contract) -> Iterator[tuple[
     files, settings = TrainingFiles(context.workspace.training), context.settings
     # The cut that training on today's lake would test from: like is compared with like, values
     # at a cut of users who like something after it.
-    events = read_events(context.workspace.lake, "event_time", "is_positive")
-    cut = slices_of(events, settings).test.start.astimezone(UTC)
+    cut = slices_of_lake(context.workspace.lake, settings).test.start.astimezone(UTC)
     # As in training, only users who like a candidate: others would be another population.
     relation = (
         f"(SELECT * FROM {parquet(files.requests)} WHERE slice = '{TEST}' "

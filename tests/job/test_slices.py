@@ -3,11 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.evaluation.errors import SplitError
 from pipelines.evaluation.split import TimeSlice
-from pipelines.job.slices import distinct_users, recommendable, sampled
+from pipelines.job.lake_events import LakeEvents
+from pipelines.job.slices import distinct_users, sampled
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 # user, post, day, whether liked
@@ -20,6 +22,18 @@ ROWS = [
     (3, 10, 7, True),  # an unknown user
     (2, 12, 7, False),  # not liked
 ]
+
+
+@pytest.fixture
+def recommendable(tmp_path):
+    def find(rows, part):
+        folder = tmp_path / "lake" / "events" / "all"
+        folder.mkdir(parents=True)
+        pq.write_table(table(rows), folder / "part.parquet")
+        with LakeEvents(tmp_path / "lake") as events:
+            return events.recommendable(part)
+
+    return find
 
 
 def table(rows):
@@ -39,8 +53,8 @@ def part(first, last):
     return TimeSlice(START + timedelta(days=first), START + timedelta(days=last), 0)
 
 
-def test_new_likes_of_a_slice_each_once():
-    pairs = recommendable(table(ROWS), part(5, 8))
+def test_new_likes_of_a_slice_each_once(recommendable):
+    pairs = recommendable(ROWS, part(5, 8))
     assert pairs.to_pylist() == [
         {"user_id": 1, "post_id": 12},
         {"user_id": 2, "post_id": 99},
@@ -48,8 +62,8 @@ def test_new_likes_of_a_slice_each_once():
     ]
 
 
-def test_a_slice_ends_before_its_end():
-    assert recommendable(table(ROWS), part(5, 6))["post_id"].to_pylist() == [12]
+def test_a_slice_ends_before_its_end(recommendable):
+    assert recommendable(ROWS, part(5, 6))["post_id"].to_pylist() == [12]
 
 
 @pytest.mark.parametrize(
@@ -59,13 +73,13 @@ def test_a_slice_ends_before_its_end():
         ([*ROWS[:3], ROWS[7]], "none of its 1 users has an event before it .2 users have.; widen"),
     ],
 )
-def test_an_empty_or_unknown_slice_says_what_to_do(rows, message):
+def test_an_empty_or_unknown_slice_says_what_to_do(recommendable, rows, message):
     with pytest.raises(SplitError, match=message):
-        recommendable(table(rows), part(5, 8))
+        recommendable(rows, part(5, 8))
 
 
-def test_so_many_users_are_drawn_with_all_their_pairs():
-    pairs = recommendable(table(ROWS), part(5, 8))
+def test_so_many_users_are_drawn_with_all_their_pairs(recommendable):
+    pairs = recommendable(ROWS, part(5, 8))
     assert sampled(pairs, 3, 0) is pairs
     drawn = sampled(pairs, 2, 0)
     assert len(distinct_users(drawn)) == 2
