@@ -86,32 +86,34 @@ def distinct_changes(
     ibis table
         ``key``, ``day`` (int64) and one int32 column ``<name>_<window>`` per window.
     """
-    seen = events.select(key, other, day=day_of(events.event_time)).distinct()
     in_order = ibis.window(group_by=[key, other], order_by="day")
+    seen = events.select(key, other, day=day_of(events.event_time))
+    # Of several events on one day all but the first come 0 days after another, and all but the
+    # last 0 days before one, so they count for nothing.
     gaps = seen.mutate(
         since=seen.day - seen.day.lag().over(in_order),
         until=seen.day.lead().over(in_order) - seen.day,
     )
-    names = window_suffixes(windows_days)
-    zero = ibis.literal(0, "int32")
 
-    def as_int(starts: ir.BooleanValue) -> ir.IntegerValue:
-        return ibis.ifelse(starts, 1, 0).cast("int32")
+    def count(rows: ir.BooleanValue) -> ir.IntegerValue:
+        return ibis.ifelse(rows, 1, 0).cast("int32").sum().cast("int32")
 
     first = gaps.since.isnull()
-    entering = gaps.select(
-        key,
-        day=gaps.day + 1,
-        **{f"{name}_{days}d": as_int(first | (gaps.since >= days)) for days in windows_days},
-        **{f"{name}_{LIFETIME}": as_int(first)},
+    daily = gaps.group_by(key, "day").agg(
+        **{f"entering_{w}d": count(first | (gaps.since >= w)) for w in windows_days},
+        **{f"entering_{LIFETIME}": count(first)},
+        **{f"leaving_{w}d": count(gaps.until.isnull() | (gaps.until >= w)) for w in windows_days},
+    )
+    names = window_suffixes(windows_days)
+    zero = ibis.literal(0, "int32")
+    entering = daily.select(
+        key, day=daily.day + 1, **{f"{name}_{w}": daily[f"entering_{w}"] for w in names}
     )
     leaving = [
-        gaps.filter(gaps.until.isnull() | (gaps.until >= days)).select(
+        daily.select(
             key,
-            day=gaps.day + 1 + days,
-            **{
-                f"{name}_{w}": ibis.literal(-1, "int32") if w == f"{days}d" else zero for w in names
-            },
+            day=daily.day + 1 + days,
+            **{f"{name}_{w}": -daily[f"leaving_{w}"] if w == f"{days}d" else zero for w in names},
         )
         for days in windows_days
     ]
