@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ibis
@@ -45,8 +45,10 @@ OF_EVENTS = ("user_activity", "user_topic_affinity", "post_activity")
 """Those of them that look at events: a row takes no other events than those of its entity, but
 for what `LakeTables.all_events` says of everybody."""
 
-EVENTS_AT_ONCE = 12_000_000
-"""What DuckDB computes a view for in some 3 GB without spilling much to disk."""
+EVENTS_AT_ONCE = 6_000_000
+"""What DuckDB computes a view for in some 2 GB, without spilling to disk."""
+
+_EVENT_COLUMNS = ("user_id", "post_id", "event_time", "is_impression", "is_positive")
 
 _BATCH_ROWS = 1 << 17
 
@@ -109,15 +111,13 @@ def write_expressions(
         about so many events (more only where one user or post has more).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for view in views:
-        if view.name not in EXPRESSIONS:
-            continue
+    for view in (one for one in views if one.name in EXPRESSIONS):
         key = key_of(view)
         names = [key, "event_timestamp", *(field.name for field in view.features)]
         path = folder / f"{view.name}.parquet"
         parts = [tables]
         if backend.name == "duckdb" and view.name in OF_EVENTS:
-            parts = [tables.between(key, *ids) for ids in id_ranges(tables, key, events_at_once)]
+            parts = _parts(backend, tables, key, folder, events_at_once)
         ordered = [
             EXPRESSIONS[view.name](part, dataset).select(*names).order_by(key, "event_timestamp")
             for part in parts
@@ -127,6 +127,23 @@ def write_expressions(
         else:
             _write_one_after_another(backend, ordered, path)
         yield view.name, ds.dataset(path, format="parquet").count_rows()
+    for copy in folder.glob(".events-by-*"):
+        copy.unlink()
+
+
+def _parts(
+    backend: ibis.BaseBackend, tables: LakeTables, key: str, folder: Path, events_at_once: int
+) -> list[LakeTables]:
+    """Cut the events into ranges of ids, each about so large; one part if there are no more."""
+    ranges = id_ranges(tables, key, events_at_once)
+    if len(ranges) == 1:
+        return [tables]
+    # In the order of ids a range is a few row groups; in the lake's order it is in all of them.
+    copy = folder / f".events-by-{key}.parquet"
+    if not copy.exists():
+        backend.to_parquet(tables.events.select(*_EVENT_COLUMNS).order_by(key), copy)
+    ordered = replace(tables, events=backend.read_parquet(copy), everyones=tables.all_events)
+    return [ordered.between(key, *ids) for ids in ranges]
 
 
 def id_ranges(tables: LakeTables, key: str, events_at_once: int) -> list[tuple[int, int]]:

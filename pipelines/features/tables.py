@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LakeTables:
-    """What every feature view is computed from; columns as the lake's documentation lists them."""
+    """What every feature view is computed from; columns as the lake's documentation lists them.
+
+    Parameters
+    ----------
+    everyones
+        All events, where `events` are those of some users or posts.
+    """
 
     users: ir.Table
     posts: ir.Table
