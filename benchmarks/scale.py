@@ -124,7 +124,8 @@ def training_set(description: str, home: str) -> dict[str, Any]:
     store = open_store(context.workspace)
     contract = registered_contract(store)
     files = context.workspace.lake / "events" / "*" / "*.parquet"
-    with duckdb.connect(config={"TimeZone": "UTC"}) as connection:
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
         asked = connection.sql(
             f"SELECT user_id, post_id, event_time AS event_timestamp FROM '{files}' "
             f"USING SAMPLE {100 / EVENTS_A_TRAINING_ROW} PERCENT (bernoulli, {SEED})"
