@@ -115,7 +115,8 @@ class JobSettings(ClusterSettings, DatasetSettings):
         ge=1,
         le=1024,
         description="Shards done at a time on one machine, each by a process with its own memory; "
-        "by default one for each processor.",
+        "by default 1 for embedding, which uses all processors by itself, and one for each "
+        "processor for scoring.",
     )
     data: Path | None = Field(
         None,

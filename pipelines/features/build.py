@@ -224,6 +224,9 @@ def write_conversion_view(
 
     columns = ("post_id", "known_time", "text", "topics")
     posts = tables.posts.select(*columns).order_by("post_id").to_pyarrow()
+    # From Spark, whose session is in UTC, times come without a zone.
+    times = posts["known_time"].cast(cut.type)
+    posts = posts.set_column(columns.index("known_time"), "known_time", times)
     counts = _counts(tables, dataset, cut, posts["post_id"])
     assert counts is not None, "the view is there with impressions only"
     vectors = {

@@ -61,7 +61,9 @@ def embed(context: Context, view: str, bars: Progresses) -> Embedded:
         If a process that did a shard died.
     """
     what, posts = _WHAT[view], context.workspace.lake / "posts"
-    done = in_shards(context, _work(context, view), posts, "post_id", bars, f"{what} embedded")
+    work, title = _work(context, view), f"{what} embedded"
+    # torch uses all processors for one batch.
+    done = in_shards(context, work, posts, "post_id", bars, title, workers=1)
     # The steps that follow need its memory.
     loaded_encoder.cache_clear()
     refused = _refused(done)

@@ -52,7 +52,14 @@ class Done:
 
 
 def in_shards(
-    context: Context, work: Work, source: Path, id: str, bars: Progresses, what: str
+    context: Context,
+    work: Work,
+    source: Path,
+    id: str,
+    bars: Progresses,
+    what: str,
+    *,
+    workers: int | None = None,
 ) -> Done:
     """Do work on all rows of a table of the lake.
 
@@ -64,6 +71,8 @@ def in_shards(
         See `pipelines.shards.ShardJob`.
     what
         What is counted, the title of the progress bar.
+    workers
+        Processes unless the settings say; None: one for each processor.
 
     Raises
     ------
@@ -83,7 +92,7 @@ def in_shards(
         single = len(job.shards) == 1
         reports = run_here(
             job,
-            settings.workers or cpu_count(),
+            settings.workers or workers or cpu_count(),
             bars.bar(what) if single else None,
             None if single else bars.bar(f"{what}, shards"),
         )
