@@ -28,14 +28,14 @@ from rich.table import Table
 
 from pipelines.candidates.als import ALS
 from pipelines.candidates.content import Content
-from pipelines.candidates.interactions import Ids, Interactions
+from pipelines.candidates.interactions import Ids
 from pipelines.candidates.protocol import CandidateGenerator
 from pipelines.errors import PipelineError
 from pipelines.evaluation.report import list_table, measured_users
 from pipelines.job.context import Context, Progresses, open_store, progress_bars
 from pipelines.job.evaluate import RANKED, measure_generator, report_of
-from pipelines.job.features import read_events
 from pipelines.job.final_lists import USERS_PER_BATCH, FinalLists, Outside
+from pipelines.job.lake_events import LakeEvents
 from pipelines.job.sources import generators
 from serving.bundle import open_current
 from serving.generation import generation_store
@@ -127,8 +127,8 @@ class _Lists:
         users = pq.read_table(lake / "users", columns=["user_id"])["user_id"]
         self.users: Ids = pc.unique(users).sort().to_numpy()
         self.outside = Outside(lake)
-        events = read_events(lake, "user_id", "post_id", "event_time", "weight")
-        self.interactions = Interactions.from_table(events)
+        with LakeEvents(lake) as events:
+            self.interactions = events.interactions()
 
     def write(self) -> dict[str, int]:
         bar = self.bars.bar("final generators")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.candidates.interactions import Interactions
 from pipelines.errors import PipelineError
 from pipelines.job.context import Context, Progresses, open_context, open_store, progress_bars
-from pipelines.job.features import read_events
 from pipelines.job.final_lists import RankUsers, freeze
 from pipelines.job.in_shards import Done, in_shards, link
+from pipelines.job.lake_events import LakeEvents
 from pipelines.job.profile import require_profile
 from pipelines.job.sources import generators
 from pipelines.settings import ScoreSettings
@@ -91,8 +90,8 @@ def _fitted(context: Context, generation: Path, manifest: Manifest, bars: Progre
     folder = place / key[:16]
     if not folder.exists():
         shutil.rmtree(place, ignore_errors=True)
-        columns = ("user_id", "post_id", "event_time", "weight")
-        interactions = Interactions.from_table(read_events(context.workspace.lake, *columns))
+        with LakeEvents(context.workspace.lake) as events:
+            interactions = events.interactions()
         bar, fitted = bars.bar("sources fitted"), {}
         wanted = generators(context, manifest.sources)
         for generator in wanted:
