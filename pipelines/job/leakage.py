@@ -102,6 +102,9 @@ def _shadow(context: Context) -> Context:
     target = other.lake / "events" / "event_month=all"
     target.mkdir(parents=True)
     pq.write_table(changed.drop_columns(["event_month"]), target / "part-000000.parquet")
+    # Times stay as they are, so what ingest noted of them holds for the other future too.
+    other.steps.mkdir(parents=True)
+    shutil.copy(workspace.steps / "ingest.json", other.steps)
     # Texts stay as they are: their embeddings need not be computed again.
     if (workspace.home / "embeddings").exists():
         (home / "embeddings").symlink_to(workspace.home / "embeddings")
