@@ -74,7 +74,13 @@ class Inputs:
         return self.make_table()
 
     def values(self, names: Sequence[str]) -> Values:
-        """Return what is logged of the contract's inputs: cheaper than columns."""
+        """Return the same unrounded, as it is logged: cheaper than columns.
+
+        Parameters
+        ----------
+        names
+            The contract's inputs, in its order.
+        """
         if self.make_values is not None:
             return self.make_values()
         numbers = np.full((len(self.matrix), len(names)), np.nan)

@@ -356,7 +356,8 @@ def to_table(impressions: list[Impression]) -> pa.Table:
     schema = origin.schema
     known = {**_facts(origin, impressions), **_proposals(origin, impressions)}
     names = [one["name"] for one in origin.manifest.contract["inputs"]]
-    numbers, texts = _inputs(names, _strings(schema), impressions)
+    strings = [name for name in _strings(schema) if name in names]
+    numbers, texts = _inputs(names, strings, impressions)
     arrays = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name in known:

@@ -7,7 +7,7 @@ script is taken; how well it is understood is the model's affair.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from pipelines.errors import FeatureError
 from pipelines.features.plain_text import plain_text
 from pipelines.features.text_encoders import EMBEDDED, TextEncoder, TextModel, loaded_encoder
 from pipelines.features.vector_files import VectorFiles, Vectors, normalised, vector_array
-
-Progress = Callable[[int, int], None]
+from pipelines.shards import Progress
 
 # Part of every key: raise it when texts are prepared or cut differently.
 _PREPARATION = 2
