@@ -43,6 +43,7 @@ from pipelines.cli import EXIT_GATE
 from pipelines.job.context import Context, open_context, open_store
 from pipelines.job.lake_events import LakeEvents
 from pipelines.job.sources import generators, recommend_with
+from pipelines.ranking.training_set import ROWS_AT_ONCE
 from pipelines.settings import JobSettings
 
 COMMANDS = ("ingest", "features", "apply", "materialize", "train", "evaluate", "publish")
@@ -142,7 +143,7 @@ def training_set(description: str, home: str) -> dict[str, Any]:
     target, written = Path(home) / "training_set.parquet", 0
     with ExitStack() as closing:
         writer = None
-        for batch in job.to_record_batches():
+        for batch in job.to_record_batches(ROWS_AT_ONCE):
             if writer is None:
                 opened = pq.ParquetWriter(target, batch.schema, compression="zstd")
                 writer = closing.enter_context(opened)

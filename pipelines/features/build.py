@@ -1,8 +1,9 @@
 """Compute every feature view of a dataset and write each as one parquet file."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
@@ -29,6 +30,7 @@ from pipelines.features import (
 from pipelines.features.cluster_cards import ClusterReport, Counts, cluster_report
 from pipelines.features.tables import LakeTables
 from pipelines.features.text_clusters import TextClusters
+from pipelines.shards import Progress
 
 Compute = Callable[[LakeTables, Dataset], ir.Table]
 
@@ -43,7 +45,7 @@ EXPRESSIONS: dict[str, Compute] = {
 
 OF_EVENTS = ("user_activity", "user_topic_affinity", "post_activity")
 """Those of them that look at events: a row takes no other events than those of its entity, but
-for what `LakeTables.all_events` says of everybody."""
+for what `LakeTables.daily_totals` says of everybody."""
 
 EVENTS_AT_ONCE = 6_000_000
 """What DuckDB computes a view for in some 2 GB, without spilling to disk."""
@@ -98,6 +100,7 @@ def write_expressions(
     views: list[FeatureView],
     folder: Path,
     events_at_once: int = EVENTS_AT_ONCE,
+    on_range: Progress | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Compute the views that are expressions; yield each name and its rows once written.
 
@@ -109,15 +112,18 @@ def write_expressions(
     events_at_once
         DuckDB computes views of events for one range of users or posts after another, each with
         about so many events (more only where one user or post has more).
+    on_range
+        Told of every view how many ranges are written, and of how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    copies = folder / ".events"
     for view in (one for one in views if one.name in EXPRESSIONS):
         key = key_of(view)
         names = [key, "event_timestamp", *(field.name for field in view.features)]
         path = folder / f"{view.name}.parquet"
         parts = [tables]
         if backend.name == "duckdb" and view.name in OF_EVENTS:
-            parts = _parts(backend, tables, key, folder, events_at_once)
+            parts = _parts(backend, tables, key, copies, events_at_once)
         ordered = [
             EXPRESSIONS[view.name](part, dataset).select(*names).order_by(key, "event_timestamp")
             for part in parts
@@ -125,25 +131,36 @@ def write_expressions(
         if len(ordered) == 1:
             backend.to_parquet(ordered[0], path)
         else:
-            _write_one_after_another(backend, ordered, path)
+            _write_one_after_another(backend, ordered, path, on_range)
         yield view.name, ds.dataset(path, format="parquet").count_rows()
-    for copy in folder.glob(".events-by-*"):
-        copy.unlink()
+    shutil.rmtree(copies, ignore_errors=True)
 
 
 def _parts(
-    backend: ibis.BaseBackend, tables: LakeTables, key: str, folder: Path, events_at_once: int
+    backend: ibis.BaseBackend, tables: LakeTables, key: str, copies: Path, events_at_once: int
 ) -> list[LakeTables]:
     """Cut the events into ranges of ids, each about so large; one part if there are no more."""
     ranges = id_ranges(tables, key, events_at_once)
     if len(ranges) == 1:
         return [tables]
-    # In the order of ids a range is a few row groups; in the lake's order it is in all of them.
-    copy = folder / f".events-by-{key}.parquet"
-    if not copy.exists():
-        backend.to_parquet(tables.events.select(*_EVENT_COLUMNS).order_by(key), copy)
-    ordered = replace(tables, events=backend.read_parquet(copy), everyones=tables.all_events)
-    return [ordered.between(key, *ids) for ids in ranges]
+    # Each range in files of its own: in the lake's order every range is in all row groups. Not
+    # by sorting, which costs more the more events there are.
+    folder, totals = copies / key, copies / "totals.parquet"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        events = tables.events.select(*_EVENT_COLUMNS)
+        later = [(events[key] >= first, at) for at, (first, _) in enumerate(ranges) if at > 0]
+        numbered = events.mutate(range=ibis.cases(*reversed(later), else_=0))
+        backend.to_parquet(numbered, folder, partition_by="range")
+    if not totals.exists():
+        backend.to_parquet(tables.daily_totals(), totals)
+    return [
+        tables.of_some(
+            backend.read_parquet(folder / f"range={at}" / "*.parquet"),
+            backend.read_parquet(totals),
+        )
+        for at in range(len(ranges))
+    ]
 
 
 def id_ranges(tables: LakeTables, key: str, events_at_once: int) -> list[tuple[int, int]]:
@@ -159,12 +176,15 @@ def id_ranges(tables: LakeTables, key: str, events_at_once: int) -> list[tuple[i
 
 
 def _write_one_after_another(
-    backend: ibis.BaseBackend, expressions: list[ir.Table], path: Path
+    backend: ibis.BaseBackend,
+    expressions: list[ir.Table],
+    path: Path,
+    on_table: Progress | None,
 ) -> None:
     """Write tables below each other into one file."""
     with ExitStack() as closing:
         writer = None
-        for expression in expressions:
+        for done, expression in enumerate(expressions, start=1):
             # Ibis 12 reads batches by a name that DuckDB 2 has dropped.
             query = str(ibis.to_sql(expression, dialect="duckdb"))
             for batch in backend.con.sql(query).to_arrow_reader(_BATCH_ROWS):
@@ -172,6 +192,8 @@ def _write_one_after_another(
                     opened = pq.ParquetWriter(path, batch.schema, compression="snappy")
                     writer = closing.enter_context(opened)
                 writer.write_batch(batch)
+            if on_table is not None:
+                on_table(done, len(expressions))
 
 
 def read_view(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -140,11 +140,11 @@ def accumulate(changes: Sequence[ir.Table], key: str) -> ir.Table:
     changed = per_day.filter(ibis.or_(*(per_day[n] != 0 for n in names)))
     running = ibis.cumulative_window(group_by=key, order_by="day")
     return changed.select(
-        key, "day", **{n: _as_int64(changed[n].sum().over(running)) for n in names}
+        key, "day", **{n: as_int64(changed[n].sum().over(running)) for n in names}
     )
 
 
-def _as_int64(value: ir.IntegerValue) -> ir.IntegerColumn:
+def as_int64(value: ir.IntegerValue) -> ir.IntegerColumn:
     """Return a cast that stays in the query.
 
     DuckDB sums up in 128 bits, which it writes to parquet as double; Ibis takes a sum for int64

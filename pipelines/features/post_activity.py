@@ -13,7 +13,6 @@ import ibis.expr.types as ir
 from feature_repo.dataset import Dataset
 from feature_repo.definitions import columns as c
 from pipelines.features.activity import activity, at_least_positives
-from pipelines.features.changes import day_of
 from pipelines.features.tables import LakeTables
 
 PRIOR_EXPOSURES = 20
@@ -23,14 +22,14 @@ def compute(tables: LakeTables, dataset: Dataset) -> ir.Table:
     """Return the feature table, ordered by nothing in particular."""
     counts = activity(tables.events, dataset, key="post", other="user")
     if dataset.has_impressions:
-        counts = _with_rates(counts, tables.all_events, dataset)
+        counts = _with_rates(counts, tables.daily_totals(), dataset)
     return counts.rename({c.POST_FIRST_EVENT: "first_event_unix_s"}).drop(
         "day", "last_event_unix_s"
     )
 
 
-def _with_rates(counts: ir.Table, events: ir.Table, dataset: Dataset) -> ir.Table:
-    prior = _rate_of_all(events, counts, dataset)
+def _with_rates(counts: ir.Table, totals: ir.Table, dataset: Dataset) -> ir.Table:
+    prior = _rate_of_all(totals, counts, dataset)
     joined = counts.join(prior, "day")
     return joined.mutate(
         **{
@@ -49,12 +48,12 @@ def _with_rates(counts: ir.Table, events: ir.Table, dataset: Dataset) -> ir.Tabl
     ).drop("prior_rate")
 
 
-def _rate_of_all(events: ir.Table, counts: ir.Table, dataset: Dataset) -> ir.Table:
+def _rate_of_all(of_days: ir.Table, counts: ir.Table, dataset: Dataset) -> ir.Table:
     """Return ``day, prior_rate``: positives per exposure of all posts before each day."""
-    every = c.exposure(dataset) == "event_count"
-    exposures = events.count() if every else events.is_impression.cast("int64").sum()
-    daily = events.group_by(day=day_of(events.event_time) + 1).agg(
-        exposures=exposures.cast("int64"), positives=events.is_positive.cast("int64").sum()
+    daily = of_days.select(
+        day=of_days.day + 1,
+        exposures=of_days[c.exposure(dataset)],
+        positives=of_days.positive_count,
     )
     zero = ibis.literal(0, "int64")
     asked = counts.select("day").distinct().select("day", exposures=zero, positives=zero)

@@ -9,6 +9,7 @@ import ibis
 import ibis.expr.types as ir
 
 from pipelines.datasets.expressions import literal
+from pipelines.features.changes import as_int64, day_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -20,25 +21,37 @@ class LakeTables:
 
     Parameters
     ----------
-    everyones
-        All events, where `events` are those of some users or posts.
+    totals
+        What `daily_totals` returns, where `events` are those of some users or posts only.
     """
 
     users: ir.Table
     posts: ir.Table
     events: ir.Table
     topics: ir.Table
-    everyones: ir.Table | None = None
+    totals: ir.Table | None = None
 
-    @property
-    def all_events(self) -> ir.Table:
-        """The events of all users and posts, also where `events` are those of some."""
-        return self.events if self.everyones is None else self.everyones
+    def daily_totals(self) -> ir.Table:
+        """Return the events of all users and posts, counted by day.
 
-    def between(self, key: str, first: int, last: int) -> Self:
-        """Return tables whose `events` are those of ids ``first`` to ``last`` (inclusive)."""
-        chosen = self.events.filter(self.events[key].between(first, last))
-        return replace(self, events=chosen, everyones=self.all_events)
+        Returns
+        -------
+        ibis table
+            ``day`` (days since 1970-01-01 UTC), ``event_count``, ``impression_count`` and
+            ``positive_count``, int64.
+        """
+        if self.totals is not None:
+            return self.totals
+        events = self.events
+        return events.group_by(day=day_of(events.event_time)).agg(
+            event_count=events.count(),
+            impression_count=as_int64(events.is_impression.cast("int64").sum()),
+            positive_count=as_int64(events.is_positive.cast("int64").sum()),
+        )
+
+    def of_some(self, events: ir.Table, totals: ir.Table) -> Self:
+        """Return tables with the events of some users or posts, and the totals of all."""
+        return replace(self, events=events, totals=totals)
 
 
 def connect(memory_limit: str = "4GB", spill: Path | None = None) -> ibis.BaseBackend:

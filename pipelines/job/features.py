@@ -122,7 +122,9 @@ def compute(context: Context, bars: Progresses) -> Mapping[str, Any]:
     rows: dict[str, int] = {}
     notes: list[str] = []
     cards: ClusterReport | None = None
-    for name, count in write_expressions(backend, tables, context.dataset, views, staging):
+    for name, count in write_expressions(
+        backend, tables, context.dataset, views, staging, on_range=bars.bar("ranges of ids")
+    ):
         rows[name] = count
         progress(len(rows), len(views))
     cut = pa.scalar(slices.labels[0].start, pa.timestamp("us", tz="UTC"))

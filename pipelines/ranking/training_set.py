@@ -21,6 +21,8 @@ SLICE = "slice"
 LABEL = "label"
 # What follows it in the name of a slice tells apart several groups of one user.
 GROUP_MARK = ":"
+#: Joined together: some 0.7 GB of ninety inputs. Each piece reads the feature tables anew.
+ROWS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def retrieve(store: FeatureStore, requests: pa.Table, contract: Contract) -> pa.
     wanted = ["user_id", "post_id", "event_timestamp", SLICE, LABEL, *contract.names]
     if isinstance(job, DuckDBRetrievalJob):
         # Joined piece by piece, in the order asked for: all at once it is several times larger.
-        return pa.Table.from_batches(batch.select(wanted) for batch in job.to_record_batches())
+        batches = job.to_record_batches(ROWS_AT_ONCE)
+        return pa.Table.from_batches(batch.select(wanted) for batch in batches)
     return job.to_arrow().select(wanted).sort_by(order)
 
 
