@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -43,6 +43,7 @@ Facts = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 _BATCH_ROWS = 65_536
+_WATCH_SECONDS = 1.0
 _FACTS = b"feastrank"
 _REPORT = pa.schema([("report", pa.string())])
 _REPORT_DDL = "report string"
@@ -253,8 +254,15 @@ def _reports(job: ShardJob, workers: int, on_progress: Progress | None) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def run_on_spark(job: ShardJob, session: "SparkSession") -> list[Report]:
+def run_on_spark(
+    job: ShardJob, session: "SparkSession", on_shard: Progress | None = None
+) -> list[Report]:
     """Do all shards on the executors of Spark, each in a task of its own.
+
+    Parameters
+    ----------
+    on_shard
+        Called with (shards done, shards), once a second.
 
     Raises
     ------
@@ -262,9 +270,35 @@ def run_on_spark(job: ShardJob, session: "SparkSession") -> list[Report]:
         If a shard fails as often as Spark tries a task.
     """
     count = len(job.shards)
-    with spark_failures(job.work.name):
+    with spark_failures(job.work.name), _watched(session, count, on_shard):
         found = session.range(0, count, 1, count).mapInArrow(job, _REPORT_DDL).collect()
     return [Report(**json.loads(one.report)) for one in found]
+
+
+@contextmanager
+def _watched(session: "SparkSession", count: int, on_shard: Progress | None) -> Iterator[None]:
+    """Tell how many of the tasks of a stage of ``count`` are done, while Spark works on it."""
+    if on_shard is None:
+        yield
+        return
+    tracker, ended = session.sparkContext.statusTracker(), Event()
+
+    def watch() -> None:
+        while not ended.wait(_WATCH_SECONDS):
+            jobs = [tracker.getJobInfo(job) for job in tracker.getActiveJobsIds()]
+            stages = [tracker.getStageInfo(one) for job in jobs if job for one in job.stageIds]
+            for stage in stages:
+                if stage is not None and stage.numTasks == count:
+                    on_shard(stage.numCompletedTasks, count)
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    on_shard(count, count)
 
 
 @contextmanager

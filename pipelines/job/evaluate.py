@@ -94,8 +94,7 @@ class _Evaluation:
         self.files = TrainingFiles(context.workspace.training)
         self.rng = np.random.default_rng(context.settings.seed)
         self.slices = slices_of_lake(context.workspace.lake, context.settings)
-        relevant = pq.read_table(self.files.relevant)
-        self.relevant = relevant.filter(pc.equal(relevant[SLICE], TEST))
+        self.relevant = pq.read_table(self.files.relevant, filters=[(SLICE, "=", TEST)])
         start = self.slices.test.start
         with LakeEvents(context.workspace.lake) as events:
             self.users_before = events.users(start)
@@ -169,14 +168,13 @@ class _Evaluation:
 
     def _lists(self) -> dict[str, pa.Table]:
         """Return the ranked list, the fusion, each source and the popularity baseline."""
-        requests = pq.read_table(self.files.requests)
-        requests = requests.filter(pc.equal(requests[SLICE], TEST))
-        examples = pq.read_table(self.files.examples)
+        requests = pq.read_table(self.files.requests, filters=[(SLICE, "=", TEST)])
+        examples = pq.read_table(self.files.examples, filters=[(SLICE, "=", TEST)])
         self.examples = encode(self._encoder(), examples, [TEST])
         self.ranker = load_ranker(self._ranker_path())
-        scores = self.ranker.predict(self.examples.matrix)
+        self.scores = self.ranker.predict(self.examples.matrix)
         return {
-            RANKED: ranked(*pairs_of(self.examples.keys), scores, source=RANKED),
+            RANKED: ranked(*pairs_of(self.examples.keys), self.scores, source=RANKED),
             "rrf": reciprocal_rank_fusion(requests, max(CUTOFFS)),
             **{source: _list_of(requests, source) for source in self.context.sources},
             POPULAR_ALL_TIME: pq.read_table(self.files.popular_all_time),
@@ -248,7 +246,7 @@ class _Evaluation:
         sigmoid = Sigmoid.fit(
             fitted_on["score"].to_numpy().astype(np.float64), fitted_on[LABEL].to_numpy() == 1
         )
-        scores = self.ranker.predict(self.examples.matrix).astype(np.float64)
+        scores = self.scores.astype(np.float64)
         bins = reliability_bins(sigmoid.probability(scores), self.examples.labels == 1)
         return r.Calibration(
             method="A sigmoid is fitted on the validation slice, to the scores of the chosen "

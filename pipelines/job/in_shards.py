@@ -85,7 +85,7 @@ def in_shards(
         session = spark_of(settings)
         cores = session.sparkContext.defaultParallelism
         job = ShardJob.of(work, source, id, folder, settings.shards or _SHARDS_PER_CORE * cores)
-        reports = run_on_spark(job, session)
+        reports = run_on_spark(job, session, bars.bar(f"{what}, shards"))
     else:
         job = ShardJob.of(work, source, id, folder, settings.shards or 1)
         # Of one shard the rows are counted, of several the shards.

@@ -38,7 +38,11 @@ def posts(tmp_path):
 
 def test_spark_embeds_as_one_machine_does_and_keeps_what_is_finished(spark, posts, tmp_path):
     here, there = job_of(tmp_path / "here", posts, 1), job_of(tmp_path / "spark", posts, 3)
-    reports = run_on_spark(there, spark)
+    told: list[tuple[int, int]] = []
+    reports = run_on_spark(there, spark, lambda *counts: told.append(counts))
+    assert told == sorted(told)
+    # The first shards take seconds to import what they need.
+    assert (told[0], told[-1]) == ((0, 3), (3, 3))
     assert [report.is_new for report in reports] == [True] * 3
     assert sum(report.facts["embedded"] for report in reports) == POSTS - 5
     one, other = (
