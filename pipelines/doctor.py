@@ -1,6 +1,7 @@
 """``feastrank doctor``: what is installed, reachable, published and stale."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,9 @@ LIBRARIES = (
     *("feast", "duckdb", "ibis-framework", "pyarrow", "pandas", "numpy", "redis"),
     *("great-expectations", "implicit", "lightgbm", "catboost", "torch", "sentence-transformers"),
 )
+
+MOST_APART_S = 5.0
+"""By how much the clocks of this machine and of Redis may differ."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,24 @@ def _online_store(client: Any) -> Finding:
     return Finding("online store", told, f"masters lack replicas; {asked}" if lacks else "")
 
 
+def clocks(client: Any, clock: Callable[[], float] = time.time) -> Finding:
+    """Compare this machine's clock (seconds since 1970) with that of every node of Redis."""
+    apart = []
+    for node in nodes_of(client):
+        before = clock()
+        seconds, microseconds = node.time()
+        # The node looked at its clock somewhere between the two.
+        apart.append((before + clock()) / 2 - seconds - microseconds / 1e6)
+    most = max(apart, key=abs)
+    way = "ahead of" if most > 0 else "behind"
+    found = f"this machine's is {abs(most):.1f} s {way} Redis'"
+    advice = (
+        "set the clocks of all machines by NTP: times of events and ages of features follow the "
+        "clock of the machine that serves, and rows expire by that of Redis"
+    )
+    return Finding("clocks", found, advice if abs(most) > MOST_APART_S else "")
+
+
 def _online(workspace: Workspace) -> Iterator[Finding]:
     if not workspace.feature_store_yaml.exists():
         yield Finding("feature store", "not applied", "run `feastrank apply`")
@@ -187,6 +209,7 @@ def _online(workspace: Workspace) -> Iterator[Finding]:
     try:
         client = redis_of(store)
         yield _online_store(client)
+        yield clocks(client)
     except (redis.RedisError, FeastpackError) as error:
         yield Finding("online store", f"no answer: {error}", "start Redis, or check REDIS_URL")
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,20 @@ def test_events_are_of_the_bundles_moment_unless_they_say_another(service: Servi
     post_events(service, event(1, "p001"))
     moment = service.published.current().moment()
     assert stream(service)[0].time_us == round(moment.timestamp() * 1e6)
+
+
+def test_events_of_machines_whose_clocks_differ_count_once_and_at_once(service: Service):
+    first, second = ids(service.recommend())[:2]
+
+    def at(minutes: float) -> dict[str, str]:
+        return {"time": (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()}
+
+    answer = post_events(service, event(1, first) | at(4), event(2, second) | at(-4))
+    assert statuses(answer) == ["accepted", "accepted"]
+    # The service's own clock is behind the first.
+    assert not {first, second} & set(ids(service.recommend()))
+    assert statuses(post_events(service, event(1, first) | at(-4))) == ["duplicate"]
+    assert statuses(post_events(service, event(3, first) | at(6))) == ["invalid"]
 
 
 def test_a_full_stream_refuses_and_loses_nothing(service: Service):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from job_runner import Job
 from tiny_feed import Feed, events_alone, make_feed
 
+from pipelines.doctor import clocks
 from pipelines.job.context import STEPS, open_store
 from serving.recommender import Recommender
 
@@ -215,10 +217,20 @@ def test_doctor_finds_a_published_job_sound_and_says_what_to_do_where_nothing_ra
     assert outcome.code == 0, outcome.out
     for found in ("lightgbm", "online store", "user_activity", "materialized until", "bundle"):
         assert found in outcome.out
+    assert "0.0 s" in re.search("clocks .*", outcome.out)[0]
     nothing = new_job(make_feed("never_run")).do("doctor")
     assert nothing.code == 1
     assert "run `feastrank ingest` or `feastrank run`" in nothing.out
     assert re.search(r"\d+ of \d+ findings need something done", nothing.err)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(60, "60.0 s ahead of"), (-6, "6.0 s behind")])
+def test_doctor_compares_this_machines_clock_with_redis(job: Job, seconds: int, said: str):
+    client = job.redis()
+    found = clocks(client, lambda: time.time() + seconds)
+    assert found.found == f"this machine's is {said} Redis'"
+    assert "NTP" in found.advice
+    assert clocks(client, lambda: time.time() + seconds / 15).advice == ""
 
 
 def test_a_process_of_its_own_prints_the_run_and_no_warnings(job: Job):
