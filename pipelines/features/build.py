@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ibis
@@ -155,9 +155,10 @@ def _parts(
     if not totals.exists():
         backend.to_parquet(tables.daily_totals(), totals)
     return [
-        tables.of_some(
-            backend.read_parquet(folder / f"range={at}" / "*.parquet"),
-            backend.read_parquet(totals),
+        replace(
+            tables,
+            events=backend.read_parquet(folder / f"range={at}" / "*.parquet"),
+            totals=backend.read_parquet(totals),
         )
         for at in range(len(ranges))
     ]

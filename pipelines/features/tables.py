@@ -1,9 +1,9 @@
 """The lake's tables as Ibis tables, on DuckDB or on any backend that holds the same tables."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import ibis
 import ibis.expr.types as ir
@@ -48,10 +48,6 @@ class LakeTables:
             impression_count=as_int64(events.is_impression.cast("int64").sum()),
             positive_count=as_int64(events.is_positive.cast("int64").sum()),
         )
-
-    def of_some(self, events: ir.Table, totals: ir.Table) -> Self:
-        """Return tables with the events of some users or posts, and the totals of all."""
-        return replace(self, events=events, totals=totals)
 
 
 def connect(memory_limit: str = "4GB", spill: Path | None = None) -> ibis.BaseBackend:
