@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 
 from pipelines.candidates.interactions import Ids, Interactions, positions
@@ -22,7 +22,7 @@ from pipelines.candidates.protocol import (
     load_state,
     save_state,
 )
-from pipelines.candidates.topk import top_k
+from pipelines.candidates.topk import sparse_top_k
 from pipelines.errors import GeneratorError
 from serving.openmp import ensure_openmp
 
@@ -118,12 +118,8 @@ class ItemToItem:
         neighbours = fitted(self._neighbours, self.name)
         users, rows = audience.asked_warm(user_ids, k)
         latest = fitted(self._latest, self.name)[rows]
-        top = top_k(
-            lambda block: _proposed(latest[block] @ neighbours),
-            (len(users), len(audience.post_ids)),
-            k,
-            masked=audience.seen_by(rows) if exclude_seen else None,
-        )
+        seen = audience.seen_by(rows) if exclude_seen else None
+        top = sparse_top_k(lambda block: latest[block] @ neighbours, len(users), k, masked=seen)
         return audience.candidates(users, top, self.name)
 
     def similar(self, post_ids: ArrayLike, k: int) -> pa.Table:
@@ -139,7 +135,7 @@ class ItemToItem:
         rows = positions(posts, audience.post_ids)
         posts, rows = posts[rows >= 0], rows[rows >= 0]
         asked = neighbours[rows]
-        top = top_k(lambda block: _proposed(asked[block]), (len(posts), len(audience.post_ids)), k)
+        top = sparse_top_k(lambda block: asked[block], len(posts), k)
         return pa.table(
             {
                 "post_id": posts[top.rows],
@@ -203,10 +199,3 @@ def _strongest(similarity: csr_matrix, count: int) -> csr_matrix:
     return csr_matrix(
         (values[kept].astype(np.float32), (rows[kept], columns[kept])), shape=similarity.shape
     )
-
-
-def _proposed(scores: csr_matrix) -> NDArray[np.float32]:
-    """Return the scores densely; a post without any is not proposed."""
-    dense: NDArray[np.float32] = scores.toarray()
-    dense[dense <= 0] = -np.inf
-    return dense

@@ -1,4 +1,8 @@
-"""Exact top-k of a score matrix too large to hold: batched, memory-bounded, tie-stable."""
+"""Exact top-k of a score matrix too large to hold: batched, memory-bounded, tie-stable.
+
+`top_k` takes dense scores and looks at every column; `sparse_top_k` takes the entries that there
+are, so what a row costs does not grow with the columns.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,13 @@ from scipy.sparse import csr_matrix
 from pipelines.errors import GeneratorError
 
 Scorer = Callable[[slice], NDArray[np.float32]]
+SparseScorer = Callable[[slice], csr_matrix]
 DEFAULT_BLOCK_BYTES = 64 * 2**20
+DEFAULT_BLOCK_ROWS = 1024
+_NOT_A_NUMBER = (
+    "top-k: found NaN among the scores, expected numbers; the model did not converge "
+    "or its weights overflowed: raise its regularization or check the events' weights"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +81,7 @@ def top_k(
     GeneratorError
         `k` below 1, or a score that is NaN.
     """
-    if k < 1:
-        raise GeneratorError(f"top-k: found k = {k}, expected at least 1")
+    _require_positive(k)
     n_rows, n_columns = shape
     if n_rows == 0 or n_columns == 0:
         return _concatenate([])
@@ -88,15 +97,81 @@ def top_k(
             ] = -np.inf
         return _select_block(scores, min(k, n_columns), start)
 
-    starts = range(0, n_rows, block_rows)
+    return _of_all_blocks(select, range(0, n_rows, block_rows), threads)
+
+
+def sparse_top_k(
+    score: SparseScorer,
+    n_rows: int,
+    k: int,
+    *,
+    masked: csr_matrix | None = None,
+    block_rows: int = DEFAULT_BLOCK_ROWS,
+    threads: int | None = None,
+) -> TopK:
+    """Return the `k` largest entries above 0 of each row, as `top_k` orders them.
+
+    Parameters
+    ----------
+    score
+        Given a slice of rows, returns their scores as a float32 csr matrix without repeated
+        places. Called from several threads.
+    masked, threads
+        As of `top_k`.
+    block_rows
+        Rows whose entries are held at once.
+
+    Raises
+    ------
+    GeneratorError
+        `k` below 1, or a score that is NaN.
+    """
+    _require_positive(k)
+
+    def select(start: int) -> TopK:
+        rows = slice(start, min(start + block_rows, n_rows))
+        scores = score(rows)
+        if masked is not None:
+            # What is taken from itself leaves no entry.
+            scores = scores - scores.multiply(masked[rows])
+        return _select_entries(scores.tocsr(), k, start)
+
+    return _of_all_blocks(select, range(0, n_rows, block_rows), threads)
+
+
+def _require_positive(k: int) -> None:
+    if k < 1:
+        raise GeneratorError(f"top-k: found k = {k}, expected at least 1")
+
+
+def _of_all_blocks(select: Callable[[int], TopK], starts: range, threads: int | None) -> TopK:
+    """Select from the blocks that begin at some rows, side by side."""
     workers = min(len(starts), threads or len(os.sched_getaffinity(0)))
     # One BLAS thread: the pool already fills the cores, and a product split differently
     # would round differently.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        if workers == 1:
+        if workers <= 1:
             return _concatenate(list(map(select, starts)))
         with ThreadPoolExecutor(workers) as pool:
             return _concatenate(list(pool.map(select, starts)))
+
+
+def _select_entries(scores: csr_matrix, k: int, first_row: int) -> TopK:
+    """Select from the entries of one block."""
+    if np.isnan(scores.data).any():
+        raise GeneratorError(_NOT_A_NUMBER)
+    counts = np.diff(scores.indptr)
+    kept = scores.data > 0
+    if counts.max(initial=0) > k:
+        # The entries of a row side by side: among them is its k-th largest.
+        is_entry = np.arange(counts.max()) < counts[:, None]
+        compact = np.full(is_entry.shape, -np.inf, dtype=np.float32)
+        compact[is_entry] = scores.data
+        kept &= (compact >= _kth_largest(compact, k))[is_entry]
+    rows = np.repeat(np.arange(len(counts)), counts)[kept]
+    columns, found = scores.indices[kept].astype(np.int64), scores.data[kept]
+    order = np.lexsort((columns, -found, rows))
+    return _first_k(rows[order], columns[order], found[order], k, first_row)
 
 
 def _select_block(scores: NDArray[np.float32], k: int, first_row: int) -> TopK:
@@ -105,8 +180,18 @@ def _select_block(scores: NDArray[np.float32], k: int, first_row: int) -> TopK:
     found = scores[rows, columns]
     # Stable, and columns ascend within a row already: ties stay in column order.
     order = np.lexsort((-found, rows))
-    rows, columns, found = rows[order], columns[order], found[order]
-    counts = np.bincount(rows, minlength=len(scores))
+    return _first_k(rows[order], columns[order], found[order], k, first_row)
+
+
+def _first_k(
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    found: NDArray[np.float32],
+    k: int,
+    first_row: int,
+) -> TopK:
+    """Keep the first `k` of each row; rows ascend, and the best comes first in each."""
+    counts = np.bincount(rows)
     starts = np.cumsum(counts) - counts
     ranks = np.arange(len(rows)) - starts[rows] + 1
     kept = ranks <= k
@@ -159,10 +244,7 @@ def _lower_bound(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
             maxima = np.column_stack([maxima, scores[:, whole:].max(axis=1)])
     # Maxima carry a NaN on.
     if np.isnan(maxima.max(axis=1)).any():
-        raise GeneratorError(
-            "top-k: found NaN among the scores, expected numbers; the model did not converge "
-            "or its weights overflowed: raise its regularization or check the events' weights"
-        )
+        raise GeneratorError(_NOT_A_NUMBER)
     return _kth_largest(maxima, k)
 
 

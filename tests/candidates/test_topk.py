@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
-from pipelines.candidates.topk import top_k
+from pipelines.candidates.topk import sparse_top_k, top_k
 from pipelines.errors import GeneratorError
 
 
@@ -60,6 +60,34 @@ def test_equals_a_full_sort_in_any_batches(problem, block_bytes, threads):
     assert listed(top) == brute_force(scores, k, mask)
 
 
+@settings(deadline=None)
+@given(problems(), st.sampled_from([1, 3, 1024]), st.sampled_from([1, 3]))
+def test_entries_above_0_are_ordered_as_dense_scores_are(problem, block_rows, threads):
+    scores, mask, k = problem
+    scores[scores == -np.inf] = 0
+    top = sparse_top_k(
+        lambda rows: csr_matrix(scores[rows]),
+        len(scores),
+        k,
+        masked=None if mask is None else csr_matrix(mask),
+        block_rows=block_rows,
+        threads=threads,
+    )
+    assert listed(top) == brute_force(np.where(scores > 0, scores, -np.inf), k, mask)
+
+
+def test_entries_in_any_order_are_told_apart_by_their_columns():
+    rng = np.random.default_rng(3)
+    columns = np.stack([rng.permutation(5000)[:900] for _ in range(50)])
+    values = rng.integers(1, 40, columns.shape).astype(np.float32)
+    entries = csr_matrix((values.ravel(), columns.ravel(), np.arange(51) * 900), shape=(50, 5000))
+    assert not entries.has_sorted_indices
+    dense = entries.toarray()
+    dense[dense == 0] = -np.inf
+    top = sparse_top_k(lambda rows: entries[rows], 50, 100, block_rows=7)
+    assert listed(top) == brute_force(dense, 100, None)
+
+
 def test_equal_scores_over_a_wide_catalogue_go_to_the_lowest_columns():
     scores = np.full((600, 50), 3.0, dtype=np.float32)
     top = top_k(lambda rows: scores[rows].copy(), scores.shape, 4)
@@ -101,6 +129,12 @@ def test_nan_is_refused(n_columns, place):
     scores[1, place] = np.nan
     with pytest.raises(GeneratorError, match="found NaN among the scores"):
         top_k(lambda rows: scores[rows].copy(), scores.shape, 1)
+
+
+def test_nan_among_entries_is_refused():
+    scores = csr_matrix(np.array([[0, 1, np.nan]], dtype=np.float32))
+    with pytest.raises(GeneratorError, match="NaN among the scores"):
+        sparse_top_k(lambda rows: scores[rows], 1, 2, masked=scores.astype(bool))
 
 
 def test_k_below_one_is_refused():
