@@ -82,26 +82,48 @@ def judge_lists(context: Context, redis: Any, prefix: str, users: NDArray[np.int
     lake = context.workspace.lake
     posts = pq.read_table(lake / "ids" / "posts.parquet", columns=["post_id"])["post_id"].to_numpy()
     posts = np.sort(posts)
-    rows = []
+    names = ("user_id", "posts", "repeated", "unknown", "not_finite")
+    parts = [pa.table({name: np.empty(0, np.int64) for name in names})]
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
-        keys = pa.array([f"{prefix}{user}" for user in batch], pa.binary())
-        for user, value in zip(batch, fetch(redis, [keys]), strict=True):
-            if value is not None:
-                rows.append((int(user), *_list_faults(value, len(context.sources), posts)))
-    names = ("user_id", "posts", "repeated", "unknown", "not_finite")
-    table = _table(names, (pa.int64(),) * len(names), rows)
+        values = fetch(redis, [pa.array([f"{prefix}{user}" for user in batch], pa.binary())])
+        stored = [value for value in values if value is not None]
+        known = batch[[value is not None for value in values]]
+        columns = (known, *_list_faults(stored, len(context.sources), posts))
+        parts.append(pa.table(dict(zip(names, columns, strict=True))))
+    table = pa.concat_tables(parts)
     references = {"users": lake / "ids" / "users.parquet"}
     judge(context, bundle_lists(context.sources, len(users)), table, references)
 
 
-def _list_faults(value: bytes, sources: int, posts: NDArray[np.int64]) -> tuple[int, ...]:
-    lists = unpack(value, sources)
-    everything = np.concatenate([one.post_ids for one in lists])
-    repeated = sum(len(one.post_ids) - len(np.unique(one.post_ids)) for one in lists)
-    unknown = int((positions(everything.astype(np.int64), posts) < 0).sum())
-    not_finite = sum(int((~np.isfinite(one.scores)).sum()) for one in lists)
-    return len(everything), repeated, unknown, not_finite
+def _list_faults(
+    values: Sequence[bytes], sources: int, posts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ...]:
+    """Count each user's listed posts, and those that are repeated in a list, unknown, not finite.
+
+    Parameters
+    ----------
+    values
+        Packed lists, a user each.
+    posts
+        The known ones, ascending.
+    """
+    lists = [one for value in values for one in unpack(value, sources)]
+    lengths = [len(one.post_ids) for one in lists]
+    of_list = np.repeat(np.arange(len(lists)), lengths)
+    ids = np.concatenate([np.empty(0, np.int32), *(one.post_ids for one in lists)])
+    scores = np.concatenate([np.empty(0, np.float32), *(one.scores for one in lists)])
+    of_user = of_list // sources
+    # A list and a post of it in one number.
+    pairs = np.sort((of_list << 32) | (ids.astype(np.int64) & 0xFFFFFFFF))
+    again = pairs[1:][pairs[1:] == pairs[:-1]] >> 32
+    found = (
+        of_user,
+        again // sources,
+        of_user[positions(ids.astype(np.int64), posts) < 0],
+        of_user[~np.isfinite(scores)],
+    )
+    return tuple(np.bincount(one, minlength=len(values)) for one in found)
 
 
 def judge_online(
