@@ -10,7 +10,7 @@ Nothing is said whose interval includes zero, where intervals are widened for th
 looked at (Bonferroni), nor of an effect that does not make unseen posts better predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +23,10 @@ from pipelines.conversion.likelihood import log_loss
 from pipelines.conversion.models import Goals, Inputs, TreeSettings, fit_trees
 from pipelines.conversion.posts import Posts
 from pipelines.conversion.properties import LANGUAGE, PROPERTIES, clean_text
+from pipelines.shards import Progress
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 ALL_POSTS = "all posts"
 _FEWEST_POSTS = 20

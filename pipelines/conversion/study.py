@@ -21,10 +21,10 @@ from pipelines.conversion.models import (
 )
 from pipelines.conversion.posts import Counts
 from pipelines.evaluation.bootstrap import Interval, mean_intervals
+from pipelines.shards import Progress
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 GLOBAL_MEAN, TOPIC_MEAN, POOLED_MEAN = "global mean", "topic mean", "topic mean, pooled views"
 
