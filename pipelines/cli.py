@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from feast.errors import FeastError
 from pydantic import ValidationError as SettingsError
 from pydantic_settings import BaseSettings, CliApp
 from pydantic_settings import SettingsError as SourceError
@@ -19,17 +18,11 @@ from feature_repo.dataset import Dataset, DatasetError
 from feature_repo.workspace import Workspace
 from pipelines.errors import BusyError, PipelineError
 from pipelines.lock import only_run
+from pipelines.startup import prepare_for_feast
 from serving.errors import ServingError
 from validation.errors import ValidationError
 
-EXPECTED_ERRORS = (
-    DatasetError,
-    FeastError,
-    FeastpackError,
-    PipelineError,
-    ServingError,
-    ValidationError,
-)
+EXPECTED_ERRORS = (DatasetError, FeastpackError, PipelineError, ServingError, ValidationError)
 # What a scheduler must tell apart has an exit code of its own: a gate stopped the run, so that
 # trying again is of no use; another run is at work, so that it is.
 EXIT_ERROR, EXIT_USAGE, EXIT_GATE, EXIT_BUSY = 1, 2, 3, 4
@@ -44,9 +37,9 @@ class Command:
     summary
         A line for the overview.
     settings
-        ``module:class`` of its settings; imported when the command runs.
+        ``module:class`` of its settings; imported when the command runs or tells its flags.
     function
-        ``module:function`` that takes the settings and a console.
+        ``module:function`` that takes the settings and a console; imported when it runs.
     is_exclusive
         Whether it changes the dataset's state, so that only one such command may run at a time.
     """
@@ -56,9 +49,16 @@ class Command:
     function: str
     is_exclusive: bool = False
 
-    def load(self) -> tuple[type[BaseSettings], Callable[[Any, Console], None]]:
-        """Import the settings class and the function."""
-        return _named(self.settings), _named(self.function)
+    def settings_class(self) -> type[BaseSettings]:
+        """Import the class of the settings."""
+        found: type[BaseSettings] = _named(self.settings)
+        return found
+
+    def load(self) -> Callable[[Any, Console], None]:
+        """Import the function; with Feast and the models' libraries, so it takes seconds."""
+        prepare_for_feast()
+        found: Callable[[Any, Console], None] = _named(self.function)
+        return found
 
 
 def _step(name: str, summary: str) -> Command:
@@ -226,9 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(name: str, command: Command, arguments: list[str], console: Console) -> int:
     try:
-        settings_class, function = command.load()
         settings = CliApp.run(
-            _titled(settings_class, name, command.summary),
+            _titled(command.settings_class(), name, command.summary),
             cli_args=arguments,
             cli_exit_on_error=True,
         )
@@ -236,6 +235,7 @@ def _run(name: str, command: Command, arguments: list[str], console: Console) ->
         _complain(f"{name}: {_settings_problem(error)}; see `feastrank {name} --help`")
         return EXIT_USAGE
     try:
+        function = command.load()
         with _alone(name, command, settings):
             function(settings, console)
     except BusyError as error:
@@ -244,13 +244,20 @@ def _run(name: str, command: Command, arguments: list[str], console: Console) ->
     except ValidationError as error:
         _complain(f"stopped by a gate; nothing was published.\n{error}")
         return EXIT_GATE
-    except EXPECTED_ERRORS as error:
+    except _expected() as error:
         _complain(str(error))
         return EXIT_ERROR
     except KeyboardInterrupt:
         _complain("interrupted; run the same command again to resume")
         return 130
     return 0
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Return the errors whose message is all that a user needs."""
+    # Feast takes seconds to import, which help need not pay; if it is not there, it raised nothing.
+    feast = sys.modules.get("feast.errors")
+    return EXPECTED_ERRORS if feast is None else (*EXPECTED_ERRORS, feast.FeastError)
 
 
 def _alone(name: str, command: Command, settings: Any) -> AbstractContextManager[None]:

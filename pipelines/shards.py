@@ -34,6 +34,7 @@ from joblib import cpu_count
 
 from feastpack.spark_session import spark_failures
 from pipelines.errors import ShardError
+from pipelines.startup import prepare_for_feast
 from pipelines.steps import content_key
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _reports(job: ShardJob, workers: int, on_progress: Progress | None) -> Itera
     # A fork of a process that has used torch or OpenMP may wait for ever.
     context = multiprocessing.get_context("spawn")
     with _share_of_processors(workers):
-        pool = ProcessPoolExecutor(workers, context, _end_with_parent)
+        pool = ProcessPoolExecutor(workers, context, _begin_worker)
         try:
             for done in as_completed([pool.submit(job.run, shard) for shard in job.shards]):
                 yield done.result()
@@ -313,8 +314,9 @@ def _share_of_processors(workers: int) -> Iterator[None]:
             del os.environ[name]
 
 
-def _end_with_parent() -> None:
+def _begin_worker() -> None:
     """End this process when the one that started it ends, however that happens."""
+    prepare_for_feast()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from pipelines.evaluation.errors import MetricsError
 
@@ -48,6 +47,9 @@ class Sigmoid:
                 f"calibration: all {labels.size} labels are {bool(labels[0])}; "
                 "fit on a slice with both relevant and other posts"
             )
+        # It takes a second to import, which who only reads a report need not pay.
+        from sklearn.linear_model import LogisticRegression
+
         # Scores of any scale converge alike; C is large enough to be no regularization.
         centre, scale = scores.mean(), scores.std() or 1.0
         standard = (scores - centre) / scale

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from pipelines.evaluation import plots
 from pipelines.pages import page_environment
 
 if TYPE_CHECKING:
+    from pipelines.evaluation.plots import Dot
     from pipelines.evaluation.report import Difference, GroupLoss, ModelResult, RecallCurve, Report
 
 # The metrics shown, in the order of the columns.
@@ -130,6 +130,9 @@ def _curves(report: Report) -> list[RecallCurve]:
 
 def _figures(report: Report) -> dict[str, str]:
     """Draw every plot that the report has content for."""
+    # Matplotlib takes a second to import, which commands that draw nothing need not pay.
+    from pipelines.evaluation import plots
+
     figures = {
         "ndcg": plots.interval_plot(
             [_dot(result, "ndcg@10") for result in report.sorted_results("ndcg@10")],
@@ -191,7 +194,9 @@ def _figures(report: Report) -> dict[str, str]:
     return figures
 
 
-def _dot(result: ModelResult, metric: str) -> plots.Dot:
+def _dot(result: ModelResult, metric: str) -> Dot:
+    from pipelines.evaluation.plots import Dot
+
     interval = result.intervals[metric]
     strong = result.kind == "ranked"
-    return plots.Dot(result.name, interval.mean, interval.low, interval.high, strong)
+    return Dot(result.name, interval.mean, interval.low, interval.high, strong)

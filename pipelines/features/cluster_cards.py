@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.feature_extraction.text import CountVectorizer
 
 from pipelines.features.plain_text import plain_text
 from pipelines.features.text_clusters import TextClusters
@@ -172,6 +171,9 @@ def telling_terms(
     A word's weight is its share of the cluster's words times log(1 + A / f), f its count in all
     texts and A the mean number of words of a cluster (Grootendorst 2022, BERTopic).
     """
+    # It takes seconds to import, which commands that compute no features need not pay.
+    from sklearn.feature_extraction.text import CountVectorizer
+
     counter = CountVectorizer(
         stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b", max_features=_MAX_TERMS
     )

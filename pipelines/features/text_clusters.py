@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
 from feature_repo.definitions import columns as c
 from pipelines.errors import FeatureError
@@ -57,6 +55,10 @@ class TextClusters:
         cls, embeddings: Floats, *, seed: int, encoder: str = "", fitted_before: str = ""
     ) -> "TextClusters":
         """Fit on embeddings of shape (n, d), n at least 1."""
+        # They take seconds to import, which commands that fit nothing need not pay.
+        from sklearn.cluster import KMeans
+        from sklearn.decomposition import PCA
+
         count = min(c.TEXT_PCA_COMPONENTS, *embeddings.shape)
         pca = PCA(n_components=count, random_state=seed).fit(embeddings)
         reduced = pca.transform(embeddings)

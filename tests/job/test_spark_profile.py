@@ -49,6 +49,7 @@ def spark_defaults(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:The spark data source API:RuntimeWarning")
 def test_the_whole_job_on_spark_gives_the_same_answers(job, new_job, spark_defaults):
     on_spark = new_job(make_feed())
     done = on_spark.spawn("run", "--profile", "spark", "--spark-master", "local[2,4]")

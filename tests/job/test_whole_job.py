@@ -233,7 +233,10 @@ def test_doctor_compares_this_machines_clock_with_redis(job: Job, seconds: int, 
     assert clocks(client, lambda: time.time() + seconds / 15).advice == ""
 
 
-def test_a_process_of_its_own_prints_the_run_and_no_warnings(job: Job):
+def test_a_process_of_its_own_prints_the_run_and_no_warnings(job: Job, new_job: MakeJob):
+    # Feast calls on-demand views experimental.
+    applied = new_job(make_feed("only_applied")).spawn("apply")
+    assert (applied.returncode, applied.stderr) == (0, "")
     job.close()
     outcome = job.spawn("run")
     assert outcome.returncode == 0
