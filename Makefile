@@ -49,6 +49,7 @@ bench: install  ## every benchmark, each beside its peer; the last line of each 
 	$(BIN)/python -m benchmarks.gates
 	$(BIN)/python -m benchmarks.bad_inputs
 	$(BIN)/python -m benchmarks.ann
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.image_embedding
 	$(BIN)/python -m benchmarks.text_embedding
 	$(BIN)/python -m benchmarks.postgres

@@ -315,7 +315,7 @@ def _share_of_processors(workers: int) -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """End this process when the one that started it ends, however that happens."""
+    """Prepare to import Feast; end when the process that started this one ends, however it does."""
     prepare_for_feast()
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -14,7 +14,7 @@ def prepare_for_feast() -> None:
     """Let this process import Feast sooner, and leave out warnings that nobody can act on.
 
     Feast decorates its classes with `typeguard.typechecked`, which parses and compiles their source
-    again at every import: most of the time that Feast takes to start. That checks what people
+    again at every import: half of the time that Feast takes to start. That checks what people
     write in feature definitions; see docs/decisions/0010-startup.md.
     """
     typeguard.typechecked = _but_for_feast

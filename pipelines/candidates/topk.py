@@ -134,7 +134,7 @@ def sparse_top_k(
         if masked is not None:
             # What is taken from itself leaves no entry.
             scores = scores - scores.multiply(masked[rows])
-        return _select_entries(scores.tocsr(), k, start)
+        return _select_entries(scores, k, start)
 
     return _of_all_blocks(select, range(0, n_rows, block_rows), threads)
 

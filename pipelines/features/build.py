@@ -116,14 +116,16 @@ def write_expressions(
         Told of every view how many ranges are written, and of how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    copies = folder / ".events"
+    copies, by_key = folder / ".events", dict[str, list[LakeTables]]()
     for view in (one for one in views if one.name in EXPRESSIONS):
         key = key_of(view)
         names = [key, "event_timestamp", *(field.name for field in view.features)]
         path = folder / f"{view.name}.parquet"
         parts = [tables]
         if backend.name == "duckdb" and view.name in OF_EVENTS:
-            parts = _parts(backend, tables, key, copies, events_at_once)
+            if key not in by_key:
+                by_key[key] = _parts(backend, tables, key, copies, events_at_once)
+            parts = by_key[key]
         ordered = [
             EXPRESSIONS[view.name](part, dataset).select(*names).order_by(key, "event_timestamp")
             for part in parts
@@ -146,20 +148,16 @@ def _parts(
     # Each range in files of its own: in the lake's order every range is in all row groups. Not
     # by sorting, which costs more the more events there are.
     folder, totals = copies / key, copies / "totals.parquet"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        events = tables.events.select(*_EVENT_COLUMNS)
-        later = [(events[key] >= first, at) for at, (first, _) in enumerate(ranges) if at > 0]
-        numbered = events.mutate(range=ibis.cases(*reversed(later), else_=0))
-        backend.to_parquet(numbered, folder, partition_by="range")
+    folder.mkdir(parents=True)
+    events = tables.events.select(*_EVENT_COLUMNS)
+    later = [(events[key] >= first, at) for at, (first, _) in enumerate(ranges) if at > 0]
+    numbered = events.mutate(range=ibis.cases(*reversed(later), else_=0))
+    backend.to_parquet(numbered, folder, partition_by="range")
     if not totals.exists():
         backend.to_parquet(tables.daily_totals(), totals)
+    counted = replace(tables, totals=backend.read_parquet(totals))
     return [
-        replace(
-            tables,
-            events=backend.read_parquet(folder / f"range={at}" / "*.parquet"),
-            totals=backend.read_parquet(totals),
-        )
+        replace(counted, events=backend.read_parquet(folder / f"range={at}" / "*.parquet"))
         for at in range(len(ranges))
     ]
 

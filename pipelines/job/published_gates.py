@@ -111,16 +111,16 @@ def _list_faults(
     lists = [one for value in values for one in unpack(value, sources)]
     lengths = [len(one.post_ids) for one in lists]
     of_list = np.repeat(np.arange(len(lists)), lengths)
-    ids = np.concatenate([np.empty(0, np.int32), *(one.post_ids for one in lists)])
+    ids = np.concatenate([np.empty(0, np.int64), *(one.post_ids for one in lists)])
     scores = np.concatenate([np.empty(0, np.float32), *(one.scores for one in lists)])
     of_user = of_list // sources
     # A list and a post of it in one number.
-    pairs = np.sort((of_list << 32) | (ids.astype(np.int64) & 0xFFFFFFFF))
+    pairs = np.sort((of_list << 32) | (ids & 0xFFFFFFFF))
     again = pairs[1:][pairs[1:] == pairs[:-1]] >> 32
     found = (
         of_user,
         again // sources,
-        of_user[positions(ids.astype(np.int64), posts) < 0],
+        of_user[positions(ids, posts) < 0],
         of_user[~np.isfinite(scores)],
     )
     return tuple(np.bincount(one, minlength=len(values)) for one in found)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 FEAST = """
-import sys
 from pipelines.startup import prepare_for_feast
 if {prepared}:
     prepare_for_feast()
