@@ -1,9 +1,9 @@
 """What a process pays before it works: ``python -m benchmarks.startup``.
 
-Wall time of whole processes, medians of some that take turns. Feast is imported as it is, and without
-the type checks that it compiles (`pipelines.startup`); the floor is torch alone, which Feast imports
-wherever it is installed. Help of ``feastrank run`` stands beside that of Feast's own ``feast apply``,
-and a Python that does nothing.
+Wall time of whole processes, medians of some that take turns. Feast is imported as it is, and
+without the type checks that it compiles (`pipelines.startup`); the floor is torch alone, which
+Feast imports wherever it is installed. Help of ``feastrank run`` stands beside that of Feast's own
+``feast apply``, and a Python that does nothing.
 """
 
 from __future__ import annotations
