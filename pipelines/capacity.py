@@ -131,7 +131,8 @@ def measure(client: Any, store: FeatureStore, users: int, posts: int, sample: in
     Parameters
     ----------
     sample
-        How many are drawn, with replacement; the error falls with its root.
+        How many are drawn, with replacement; the error falls with its root. All keys are looked
+        at, each once, where there are no more than that.
 
     Raises
     ------
@@ -144,7 +145,8 @@ def measure(client: Any, store: FeatureStore, users: int, posts: int, sample: in
     entities = {view.name: _entity_of(view) for view in store.list_feature_views()}
     drawn: dict[tuple[str, str], list[int]] = defaultdict(list)
     for node, count in zip(nodes, held, strict=True):
-        for key, size in _draw(node, math.ceil(sample * count / max(total, 1))):
+        share = None if total <= sample else math.ceil(sample * count / total)
+        for key, size in _draw(node, share):
             drawn[_kind_of(key, store.project, entities)].append(size + BUCKET_BYTES)
     count = sum(map(len, drawn.values()))
     if count == 0:
@@ -158,12 +160,16 @@ def measure(client: Any, store: FeatureStore, users: int, posts: int, sample: in
     return Measured(users, posts, kinds)
 
 
-def _draw(node: Any, sample: int) -> Iterator[tuple[bytes, int]]:
-    """Yield keys of a node drawn by chance, each with its bytes."""
+def _draw(node: Any, sample: int | None) -> Iterator[tuple[bytes, int]]:
+    """Yield keys of a node drawn by chance (None: all of them, each once) with their bytes."""
     with node.pipeline(transaction=False) as pipe:
-        for _ in range(sample):
-            pipe.randomkey()
-        keys = [key for key in pipe.execute() if key is not None]
+        if sample is None:
+            # A scan may come by a key twice.
+            keys = list(set(node.scan_iter(count=1000)))
+        else:
+            for _ in range(sample):
+                pipe.randomkey()
+            keys = [key for key in pipe.execute() if key is not None]
         for key in keys:
             pipe.memory_usage(key)
         for key, size in zip(keys, pipe.execute(), strict=True):
